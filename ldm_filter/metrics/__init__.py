@@ -1,0 +1,48 @@
+"""How good an estimate is, and how honest its uncertainty: plain functions on arrays or tensors.
+
+Order of arguments everywhere: what was estimated first (``mean``, ``cov`` or ``std``), the truth after it. The last axis holds the
+dimensions of the target, all axes before it are steps (series, time). Functions of one step (`nees`, `nis`, `pit`, `crps_normal`,
+`gaussian_log_likelihood`) return one number per step or entry, with NaN where ``mask`` leaves it out; the others return a float.
+
+``mask`` is boolean, True where an entry counts: per step ``(..., )`` or per entry ``(..., d)``. A NaN that counts is an error.
+"""
+
+from __future__ import annotations
+
+from ldm_filter.metrics.accuracy import AffineMap, affine_fit, affine_r2, db, decoded_covariance, mse, noise_corr, r2, rmse
+from ldm_filter.metrics.calibration import (
+    chi2_bounds,
+    coverage,
+    crps_normal,
+    gaussian_log_likelihood,
+    nees,
+    nis,
+    nll,
+    pit,
+    scores,
+)
+from ldm_filter.metrics.residuals import Whiteness, autocorrelation, whiteness
+
+__all__ = [
+    "AffineMap",
+    "Whiteness",
+    "affine_fit",
+    "affine_r2",
+    "autocorrelation",
+    "chi2_bounds",
+    "coverage",
+    "crps_normal",
+    "db",
+    "decoded_covariance",
+    "gaussian_log_likelihood",
+    "mse",
+    "nees",
+    "nis",
+    "nll",
+    "noise_corr",
+    "pit",
+    "r2",
+    "rmse",
+    "scores",
+    "whiteness",
+]
