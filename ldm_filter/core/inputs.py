@@ -1,0 +1,175 @@
+"""The door of the core: every argument is checked once, and brought to one layout, before any arithmetic."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm_filter.types import Gaussian, StateSpace
+
+__all__ = [
+    "Problem",
+    "check_count",
+    "check_mask",
+    "check_model",
+    "check_numbers",
+    "check_tensors",
+    "fill_missing",
+    "layout",
+    "mask_missing",
+    "prepare",
+]
+
+
+class Problem(NamedTuple):
+    """A filtering problem in one layout, b in {1, B} and t in {1, T} for each field by itself.
+
+    Attributes:
+        A, a, Q: transition ``(b, t, n, n)``, ``(b, t, n)``, ``(b, t, n, n)``.
+        C: observation matrix ``(b, t, m, n)``; its rows are zero where the channel is missing.
+        R: measurement covariance ``(b, t, m, m)``; its rows and columns are those of the identity where missing.
+        z: measurement less observation offset ``(B, T, m)``; zero where missing.
+        initial: mean ``(B, n)``, cov ``(b, n, n)``.
+        seen: number of observed channels, ``(b, T)`` or a number.
+    """
+
+    A: Tensor
+    a: Tensor
+    Q: Tensor
+    C: Tensor
+    R: Tensor
+    z: Tensor
+    initial: Gaussian
+    seen: Tensor | int
+
+
+def prepare(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) -> Problem:
+    """Check the arguments of a filter and lay them out; the caller's tensors are not changed."""
+    mean = measurements.mean
+    check_tensors({"measurements.mean": mean, "measurements.cov": measurements.cov})
+    if mean.dim() != 3 or 0 in mean.shape:
+        raise ValueError(
+            f"measurements.mean has shape {tuple(mean.shape)}; expected (batch, time, dim), none of them 0: "
+            "give one series as mean[None], one channel as mean[..., None]"
+        )
+    batch, steps, size = mean.shape
+    ssm = check_model(ssm, mean, size, batch, steps)
+    R = layout("measurements.cov", measurements.cov, (size, size), batch, steps)
+    mask = check_mask(observed, mean)
+    z = fill_missing(mean, mask)
+    check_numbers({"measurements.cov": R}, {"measurements.mean": z})
+    C, R, z = mask_missing(ssm.observation_matrix, R, z - ssm.observation_offset, mask)
+    seen = size if mask is None else mask.sum(-1, dtype=torch.float64)
+    initial = ssm.initial._replace(mean=ssm.initial.mean.expand(batch, -1))
+    return Problem(ssm.transition_matrix, ssm.transition_offset, ssm.transition_cov, C, R, z, initial, seen)
+
+
+def check_model(ssm: StateSpace, like: Tensor, size: int | None, batch: int | None, steps: int) -> StateSpace:
+    """The model with every field as ``(1 | batch, 1 | steps, ...)``, checked; ``like`` gives dtype and device.
+
+    ``size`` None: the observation matrix says what the latent dimension is; ``batch`` None: the model's own batch size.
+    """
+    names = ("transition_matrix", "transition_offset", "transition_cov", "observation_matrix", "observation_offset")
+    fields = {f"ssm.{name}": getattr(ssm, name) for name in names}
+    fields |= {"ssm.initial.mean": ssm.initial.mean, "ssm.initial.cov": ssm.initial.cov}
+    check_tensors(fields, like)
+    n = ssm.transition_matrix.shape[-1] if ssm.transition_matrix.dim() else 0
+    m = size if size is not None else (ssm.observation_matrix.shape[-2] if ssm.observation_matrix.dim() > 1 else 0)
+    events: list[tuple[int, ...]] = [(n, n), (n,), (n, n), (m, n), (m,), (n,), (n, n)]
+    if batch is None:
+        batch = max(x.shape[0] if x.dim() > len(event) else 1 for x, event in zip(fields.values(), events, strict=True))
+    laid = {
+        name: layout(name, x, event, batch, None if "initial" in name else steps) for (name, x), event in zip(fields.items(), events, strict=True)
+    }
+    covs = {name: laid.pop(name) for name in ("ssm.transition_cov", "ssm.initial.cov")}
+    check_numbers(covs, laid)
+    A, a, C, c, h = laid.values()
+    Q, P = covs.values()
+    return StateSpace(A, a, Q, C, c, Gaussian(h, P))
+
+
+def layout(name: str, x: Tensor, event: tuple[int, ...], batch: int, steps: int | None) -> Tensor:
+    """View ``x`` as ``(1 | batch, 1 | steps, *event)``, or ``(1 | batch, *event)`` where ``steps`` is None; refuse what does not broadcast."""
+    lead = (batch,) if steps is None else (batch, steps)
+    if x.shape == event:
+        return x.reshape((1,) * len(lead) + event)
+    fits = x.dim() == len(lead) + len(event) and x.shape[len(lead) :] == event
+    if not fits or any(have not in (1, want) for have, want in zip(x.shape, lead, strict=False)):
+        wanted = ", ".join(str(v) if v == 1 else f"1 or {v}" for v in lead) + "".join(f", {v}" for v in event)
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; expected {event} or ({wanted}): "
+            f"add the missing leading dimension{'s' if steps is not None else ''} with [None], or check which dimension is which"
+        )
+    return x
+
+
+def check_tensors(fields: dict[str, Tensor], like: Tensor | None = None) -> None:
+    """All are floating tensors of one dtype on one device."""
+    first = next(iter(fields))
+    for name, x in fields.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor: convert with torch.as_tensor")
+        like = x if like is None else like
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; expected a floating dtype: convert with .to(torch.float32) or .to(torch.float64)")
+        if x.dtype != like.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}; expected {like.dtype} as the other arguments (first: {first}): convert with .to(...)")
+        if x.device != like.device:
+            raise ValueError(f"{name} is on {x.device}; expected {like.device} as the other arguments: move it with .to(...)")
+
+
+def check_numbers(covs: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    """Every entry is finite and no variance is negative; one transfer from the device for all of them."""
+    everything = covs | others
+    finite = [torch.isfinite(x.detach()).all() for x in everything.values()]
+    positive = [(x.detach().diagonal(dim1=-2, dim2=-1) >= 0).all() for x in covs.values()]
+    flags = torch.stack(finite + positive).tolist()
+    for name, good in zip(everything, flags, strict=False):
+        if not good:
+            bad = (~torch.isfinite(everything[name])).nonzero()[0].tolist()
+            mend = ": mark missing entries False in observed" if name.endswith("measurements.mean") or name == "measurement.mean" else ""
+            raise ValueError(f"{name} is not finite at index {bad} of shape {tuple(everything[name].shape)}; expected finite numbers{mend}")
+    for name, good in zip(covs, flags[len(everything) :], strict=True):
+        if not good:
+            raise ValueError(f"{name} has a negative variance on its diagonal; expected a positive semi-definite covariance: check its sign")
+
+
+def check_mask(observed: Tensor | None, mean: Tensor) -> Tensor | None:
+    """The mask as ``(1 | B, ..., m)``, or None where everything is observed. It comes as the mean is, or without its last dimension."""
+    if observed is None:
+        return None
+    if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
+        kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
+        raise TypeError(f"observed is {kind}; expected a boolean torch.Tensor, True where observed: convert with .bool()")
+    mask = observed.unsqueeze(-1) if observed.dim() == mean.dim() - 1 else observed
+    lead = mask.shape[:-1] == mean.shape[:-1] or (mask.dim() > 1 and mask.shape[:-1] == (1, *mean.shape[1:-1]))
+    if mask.dim() != mean.dim() or not lead or mask.shape[-1] not in (mean.shape[-1], observed.shape[-1] if mask is observed else 1):
+        raise ValueError(f"observed has shape {tuple(observed.shape)}; expected {tuple(mean.shape[:-1])} per step or {tuple(mean.shape)} per channel")
+    if observed.device != mean.device:
+        raise ValueError(f"observed is on {observed.device}; expected {mean.device} as the measurements: move it with .to(...)")
+    if bool(observed.all()):
+        return None
+    return mask.expand(*mask.shape[:-1], mean.shape[-1])
+
+
+def fill_missing(mean: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero where missing, before any arithmetic: a NaN that is only selected away later still poisons the gradient."""
+    return mean if mask is None else torch.where(mask, mean, torch.zeros((), dtype=mean.dtype, device=mean.device))
+
+
+def mask_missing(C: Tensor, R: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Marginalise the missing channels: a channel with zero row in C, unit noise and zero innovation changes nothing."""
+    if mask is None:
+        return C, R, z
+    seen = mask.to(z.dtype)
+    return seen.unsqueeze(-1) * C, seen.unsqueeze(-1) * R * seen.unsqueeze(-2) + torch.diag_embed(1.0 - seen), seen * z
+
+
+def check_count(name: str, value: int) -> None:
+    """A number of steps or paths is at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected an int of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected at least 1")
