@@ -29,6 +29,7 @@ __all__ = [
     "Square",
     "StateNoise",
     "Task",
+    "find_task",
     "generate",
     "split_seed",
 ]
@@ -186,6 +187,15 @@ TASKS: dict[str, Task] = {
 }
 
 
+def find_task(task: str | Task) -> Task:
+    """The task of that name; a ``Task`` is passed through, so that variants need no name."""
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}, or a Task")
+    return TASKS[task]
+
+
 def split_seed(split: Literal["train", "valid", "test"], seed: int = 0) -> int:
     """A seed of its own for every split of every run: 3 seed + (0, 1 or 2), so that no two ever share a sequence.
 
@@ -197,11 +207,11 @@ def split_seed(split: Literal["train", "valid", "test"], seed: int = 0) -> int:
     return 3 * seed + SPLITS.index(split)
 
 
-def generate(task: str, series: int, steps: int = 100, seed: int | np.random.Generator = 0) -> Dots:
+def generate(task: str | Task, series: int, steps: int = 100, seed: int | np.random.Generator = 0) -> Dots:
     """Draw fresh videos of a task, each started at a random phase.
 
     Args:
-        task: a key of ``TASKS``.
+        task: a key of ``TASKS``, or a ``Task`` of your own.
         series: number of videos.
         steps: frames in each, 20 to a round.
         seed: integer (see ``split_seed``) or a generator, which is advanced.
@@ -218,12 +228,10 @@ def generate(task: str, series: int, steps: int = 100, seed: int | np.random.Gen
     >>> generate("jump", series=2, steps=5).frames.shape
     (2, 5, 10, 10)
     """
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
     if series < 1 or steps < 1:
         raise ValueError(f"series and steps are {series} and {steps}; expected at least one of each")
+    chosen = find_task(task)
     rng = np.random.default_rng(seed)
-    chosen = TASKS[task]
     angle, jumped = chosen.motion.walk(series, steps, rng)
     position = chosen.motion.position(angle)
     noise_var = chosen.noise.variance(position, rng)
