@@ -11,13 +11,10 @@ Stochastic Processes* (1968).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ldm_filter.core.inputs import (
-    Problem,
     check_count,
     check_mask,
     check_model,
@@ -28,8 +25,20 @@ from ldm_filter.core.inputs import (
     mask_missing,
     prepare,
 )
-from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov, whiten
-from ldm_filter.core.steps import correct_cov, gain_of, innovation_cov, join, log_density_of, per_step, predict_cov, raise_if_not_positive
+from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov
+from ldm_filter.core.recursion import (
+    correct_cov,
+    covariance_pass,
+    gain_of,
+    innovation_cov,
+    join,
+    log_density_of,
+    log_likelihood,
+    mean_pass,
+    per_step,
+    predict_cov,
+    raise_if_not_positive,
+)
 from ldm_filter.types import FilterResult, Gaussian, StateSpace
 
 __all__ = ["filter_moments", "filter_sequence", "forecast", "predict", "project", "sample_paths", "update"]
@@ -129,12 +138,12 @@ def update(
     C, R, z = mask_missing(observation_matrix, measurement.cov, z - observation_offset, mask)
     P = predicted.cov.double()
     K, factor, info = gain_of(P, C.double(), R.double())
-    raise_if_not_positive(info, "innovation covariance")
+    raise_if_not_positive(info.reshape(-1))
     innovation = z - matvec(C, predicted.mean)
     mean = predicted.mean + matvec(K.to(z.dtype), innovation)
     whitened = torch.linalg.solve_triangular(factor, innovation.double().unsqueeze(-1), upper=False).squeeze(-1)
-    log_density = log_density_of(innovation, whitened, factor, m if mask is None else mask.sum(-1, dtype=torch.float64))
-    return Gaussian(mean, round_cov(correct_cov(P, K, C.double(), R.double()), z.dtype)), log_density
+    density = log_density_of(innovation, whitened, factor, m if mask is None else mask.sum(-1, dtype=torch.float64))
+    return Gaussian(mean, round_cov(correct_cov(P, K, C.double(), R.double()), z.dtype)), density
 
 
 # Whole sequences.
@@ -165,14 +174,14 @@ def filter_sequence(ssm: StateSpace, measurements: Gaussian, observed: Tensor | 
     tensor([0.5000, 0.8000])
     """
     problem = prepare(ssm, measurements, observed)
-    covs = _covariance_pass(problem)
-    means = _mean_pass(problem, covs.gain)
+    covs = covariance_pass(problem)
+    means = mean_pass(problem, covs.gain)
     dtype = problem.z.dtype
-    predicted_cov = join(covs.predicted, 2)
+    predicted_cov = covs.predicted
     predicted = Gaussian(join(means.predicted, 1), round_cov(predicted_cov, dtype))
-    filtered = Gaussian(join(means.filtered, 1), round_cov(join(covs.filtered, 2), dtype))
+    filtered = Gaussian(join(means.filtered, 1), round_cov(covs.filtered, dtype))
     projected = _project_all(ssm, measurements, predicted.mean, predicted_cov)
-    return FilterResult(predicted, filtered, projected, _log_likelihood(problem, means, covs))
+    return FilterResult(predicted, filtered, projected, log_likelihood(problem, means, covs))
 
 
 def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None = None) -> tuple[Gaussian, Tensor]:
@@ -188,10 +197,10 @@ def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | N
         ValueError, TypeError: as :func:`filter_sequence`.
     """
     problem = prepare(ssm, measurements, observed)
-    covs = _covariance_pass(problem)
-    means = _mean_pass(problem, covs.gain)
-    filtered = Gaussian(join(means.filtered, 1), round_cov(join(covs.filtered, 2), problem.z.dtype))
-    return filtered, _log_likelihood(problem, means, covs)
+    covs = covariance_pass(problem)
+    means = mean_pass(problem, covs.gain)
+    filtered = Gaussian(join(means.filtered, 1), round_cov(covs.filtered, problem.z.dtype))
+    return filtered, log_likelihood(problem, means, covs)
 
 
 def forecast(ssm: StateSpace, belief: Gaussian, horizon: int) -> Gaussian:
@@ -256,62 +265,6 @@ def sample_paths(ssm: StateSpace, steps: int, generator: torch.Generator, num_pa
     for t in range(1, steps):
         path.append(matvec(As[t], path[-1]) + pushes[t])
     return torch.stack(path, dim=2)
-
-
-class _Covariances(NamedTuple):
-    predicted: list[Tensor]  # T of (n, n) where shared by the batch, else (B, n, n); float64
-    filtered: list[Tensor]
-    gain: Tensor  # (1 | B, T, n, m) in the caller's dtype
-    factor: Tensor  # (1 | B, T, m, m), of the innovation covariance, float64
-
-
-class _Means(NamedTuple):
-    predicted: list[Tensor]  # T of (B, n), or (n,) where B = 1
-    filtered: list[Tensor]
-    innovation: list[Tensor]  # T of (B, m)
-
-
-def _covariance_pass(x: Problem) -> _Covariances:
-    """The Riccati recursion, without the data."""
-    steps = x.z.shape[1]
-    As, Qs, Cs, Rs = (per_step(field.double(), steps) for field in (x.A, x.Q, x.C, x.R))
-    batch = max(field.shape[0] for field in (x.A, x.Q, x.C, x.R, x.initial.cov))
-    P = x.initial.cov.double()
-    P = P[0] if batch == 1 else P.expand(batch, -1, -1)
-    predicted, filtered, gains, factors, infos = [], [], [], [], []
-    for t in range(steps):
-        P = P if t == 0 else predict_cov(P, As[t], Qs[t])
-        K, factor, info = gain_of(P, Cs[t], Rs[t])
-        predicted.append(P)
-        P = correct_cov(P, K, Cs[t], Rs[t])
-        filtered.append(P)
-        gains.append(K)
-        factors.append(factor)
-        infos.append(info)
-    raise_if_not_positive(torch.stack(infos, -1), "innovation covariance", sequence=True)
-    return _Covariances(predicted, filtered, join(gains, 2).to(x.z.dtype), join(factors, 2))
-
-
-def _mean_pass(x: Problem, gain: Tensor) -> _Means:
-    """The data run through the gains."""
-    steps = x.z.shape[1]
-    As, offsets, Cs, Ks, zs = (per_step(field, steps) for field in (x.A, x.a, x.C, gain, x.z))
-    h = x.initial.mean[0] if x.z.shape[0] == 1 else x.initial.mean
-    predicted, filtered, innovations = [], [], []
-    for t in range(steps):
-        h = h if t == 0 else matvec(As[t], h) + offsets[t]
-        e = zs[t] - matvec(Cs[t], h)
-        predicted.append(h)
-        h = h + matvec(Ks[t], e)
-        filtered.append(h)
-        innovations.append(e)
-    return _Means(predicted, filtered, innovations)
-
-
-def _log_likelihood(x: Problem, means: _Means, covs: _Covariances) -> Tensor:
-    """log p(z_t | z_<t) of all steps at once, in float64."""
-    innovation = join(means.innovation, 1)
-    return log_density_of(innovation, whiten(covs.factor, innovation.double()), covs.factor, x.seen)
 
 
 def _project_all(ssm: StateSpace, measurements: Gaussian, mean: Tensor, cov: Tensor) -> Gaussian:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["NotPositiveDefiniteError", "cholesky", "cholesky_psd", "matvec", "round_cov", "solve_psd", "stationary", "symmetrise", "whiten"]
+__all__ = [
+    "NotPositiveDefiniteError",
+    "affine",
+    "cholesky",
+    "cholesky_psd",
+    "matvec",
+    "multiply_add",
+    "round_cov",
+    "solve_psd",
+    "stationary",
+    "symmetrise",
+    "whiten",
+]
 
 # Relative jitters tried, in this order, on a singular covariance in float64.
 _JITTERS = (1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
@@ -90,6 +102,22 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     if matrix.dim() == 2:
         return vector @ matrix.mT
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def multiply_add(add: Tensor, left: Tensor, right: Tensor, sign: float = 1.0) -> Tensor:
+    """``add + sign * left @ right`` for matrices with any leading dimensions, fused where torch has an operation for it."""
+    if add.dim() == left.dim() == right.dim() == 2:
+        return torch.addmm(add, left, right, alpha=sign)
+    if left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]:
+        return torch.baddbmm(add, left, right, alpha=sign)
+    return torch.add(add, left @ right, alpha=sign)
+
+
+def affine(add: Tensor, matrix: Tensor, vector: Tensor, sign: float = 1.0) -> Tensor:
+    """``add + sign * M x``: matrix ``(..., p, q)``, vector ``(..., q)``."""
+    if matrix.dim() == vector.dim() == 2:
+        return torch.addmm(add, vector, matrix.mT, alpha=sign)
+    return torch.add(add, matvec(matrix, vector), alpha=sign)
 
 
 def whiten(factor: Tensor, vector: Tensor) -> Tensor:
