@@ -79,5 +79,5 @@ def load() -> Robot:
 def _tensor(values: np.ndarray) -> Tensor:
     """A float64 copy; a masked entry is an error here, because the aligned part has none."""
     if np.ma.count_masked(values):
-        raise ValueError("the robot data hold masked entries where none were expected; this loader was written for pykalman 0.10 and 0.11")
+        raise ValueError("the robot data hold masked entries where none were expected; the file that pykalman ships has changed")
     return torch.tensor(np.asarray(values, dtype=np.float64))
