@@ -1,0 +1,1 @@
+"""Modules with parameters: encoders, dynamics, the latent filter that joins them, and read-outs."""

@@ -1,0 +1,216 @@
+"""Observation -> Gaussian measurement: normalisation, linear path, network, and the measurement noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm_filter.models.networks import default_network
+from ldm_filter.types import Gaussian
+
+__all__ = ["ConstantNoise", "Encoder", "InputNoise", "principal_components"]
+
+
+class Encoder(nn.Module):
+    """Maps each observation to a Gaussian measurement of the latent state, deterministic, without labels.
+
+        u = (x - centre) / scale          (missing entries: 0)
+        z = gain * (V u + network(u, missing) - shift),      R = noise(u)  +  sum_c missing_c M_c
+
+    V starts as the whitened principal components of the training data, the network's last layer at zero, so that training
+    starts from the classical PCA + Kalman filter. M_c is the covariance that losing channel c alone puts on z, measured on training
+    data by :meth:`fit_missing`: a step with a missing channel counts for less, without retraining.
+
+    Args:
+        event_shape: shape of one observation, ``(channel,)`` or ``(y, x[, colour])``.
+        latent_dim: m.
+        network: ``"auto" | "mlp" | "conv"`` or an ``nn.Module``.
+        noise: ``"constant"``: one full covariance; ``"input"``: diagonal, a network of the observation.
+
+    Shapes:
+        values, observed: ``(B, T, *event)``. Output mean ``(B, T, m)``, covariance ``(1, 1, m, m)`` where constant, else ``(B, T, m, m)``.
+    """
+
+    center: Tensor
+    scale: Tensor
+    shift: Tensor
+    gain: Tensor
+    missing_cov: Tensor
+
+    def __init__(self, event_shape: Sequence[int], latent_dim: int, network: str | nn.Module = "auto", noise: str = "constant") -> None:
+        super().__init__()
+        self.event_shape, self.latent_dim = tuple(event_shape), latent_dim
+        size = math.prod(event_shape)
+        self.linear = nn.Linear(size, latent_dim, bias=False)
+        self.network = default_network(network, event_shape, latent_dim)
+        _silence_last_layer(self.network)
+        if noise not in ("constant", "input"):
+            raise ValueError(f'noise is {noise!r}, expected "constant" or "input"; other kinds are not built yet')
+        self.noise: ConstantNoise | InputNoise = ConstantNoise(latent_dim) if noise == "constant" else InputNoise(size, latent_dim)
+        self.register_buffer("center", torch.zeros(self.event_shape))
+        self.register_buffer("scale", torch.ones(self.event_shape))
+        self.register_buffer("shift", torch.zeros(latent_dim))
+        self.register_buffer("gain", torch.ones(latent_dim))
+        places = size if len(self.event_shape) == 1 else 1
+        self.register_buffer("missing_cov", torch.zeros(places, latent_dim, latent_dim))
+
+    def forward(self, values: Tensor, observed: Tensor) -> Gaussian:
+        normalised, missing = self.normalise(values, observed)
+        cov = self.noise(normalised, missing) * self.gain[:, None] * self.gain
+        if missing is not None and not isinstance(self.noise, InputNoise) or missing is not None and bool(self.missing_cov.any()):
+            cov = cov + torch.einsum("btc,cij->btij", self._absence(missing), self.missing_cov)
+        return Gaussian(self.embed(normalised, missing), cov)
+
+    def normalise(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Standardised values with 0 where missing, and the mask as numbers, or None where every seen step is complete."""
+        normalised = (values - self.center) / self.scale
+        if bool(observed.all()):
+            return normalised, None
+        normalised = torch.where(observed, normalised, torch.zeros_like(normalised))
+        flat = observed.flatten(2)
+        if not bool((flat.any(-1) & ~flat.all(-1)).any()):
+            return normalised, None  # only whole steps are missing: the filter skips those
+        return normalised, (~observed).to(values.dtype)
+
+    def embed(self, normalised: Tensor, missing: Tensor | None) -> Tensor:
+        """z, ``(B, T, m)``, of standardised values."""
+        batch = normalised.shape[:2]
+        flat = normalised.flatten(0, 1)
+        raw = self.linear(flat.flatten(1)) + self.network(flat, None if missing is None else missing.flatten(0, 1))
+        return (self.gain * (raw - self.shift)).unflatten(0, batch)
+
+    def _absence(self, missing: Tensor) -> Tensor:
+        """What is missing of each step, ``(B, T, C)``: channels one by one, frames as the share of their pixels."""
+        return missing if len(self.event_shape) == 1 else missing.flatten(2).mean(-1, keepdim=True)
+
+    @torch.no_grad()
+    def fit_normalisation(self, values: Tensor, observed: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Set centre, scale, the linear path and the noise features from training data.
+
+        Args:
+            values, observed: complete or incomplete observations ``(N, *event)``.
+            mean, std: statistics of the training data, broadcasting to ``event``.
+        """
+        self.center.copy_(mean.expand(self.event_shape))
+        self.scale.copy_(std.expand(self.event_shape))
+        normalised = ((values - self.center) / self.scale * observed).flatten(1)
+        components, deviation = principal_components(normalised, self.latent_dim)
+        self.linear.weight.copy_(components / deviation.clamp_min(1e-3 * float(deviation.max()) + 1e-12)[:, None])
+        if isinstance(self.noise, InputNoise):
+            self.noise.fit_features(normalised)
+
+    @torch.no_grad()
+    def fit_missing(self, values: Tensor, observed: Tensor) -> None:
+        """Measure what losing one channel (or a frame's pixels) does to z, on training observations ``(N, *event)``."""
+        values, observed = values.unsqueeze(1), observed.unsqueeze(1)
+        normalised, missing = self.normalise(values, observed)
+        whole = self.embed(normalised, missing)
+        if len(self.event_shape) > 1:
+            centred = (whole - whole.mean(0)).flatten(0, 1)
+            self.missing_cov.copy_((centred.mT @ centred / len(centred)).unsqueeze(0))
+            return
+        for channel in range(self.event_shape[0]):
+            without = observed.clone()
+            without[..., channel] = False
+            change = (self.embed(*self.normalise(values, without)) - whole).flatten(0, 1)
+            self.missing_cov[channel] = change.mT @ change / len(change)
+
+    @torch.no_grad()
+    def rescale(self, mean: Tensor, std: Tensor) -> None:
+        """Fold z <- (z - mean) / std into the encoder: the gauge of the latent scale."""
+        self.shift.add_(mean / self.gain)
+        self.gain.div_(std)
+        self.missing_cov.div_(std[:, None] * std)
+
+
+class ConstantNoise(nn.Module):
+    """One measurement covariance R = L L', full, ``(1, 1, m, m)``."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(-0.5 * torch.eye(latent_dim))
+
+    def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
+        factor = self.factor.tril(-1) + torch.diag(self.factor.diagonal().clamp_min(-12.0).exp())
+        return (factor @ factor.mT)[None, None]
+
+
+class InputNoise(nn.Module):
+    """R(x) = diag exp(g(features)): noisy observations get less weight.
+
+    The features see an observation's noise level: the variance s that its leading principal components leave over, as s, sqrt s
+    and log s, and for short sensor vectors the values themselves; standardised on training data.
+    """
+
+    features_mean: Tensor
+    features_std: Tensor
+    components: Tensor
+
+    def __init__(self, size: int, latent_dim: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.raw = size if size <= 16 else 0
+        width = 3 + self.raw
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, latent_dim))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.constant_(self.head[-1].bias, -1.0)
+        self.register_buffer("components", torch.zeros(min(8, size // 2), size))
+        self.register_buffer("features_mean", torch.zeros(width))
+        self.register_buffer("features_std", torch.ones(width))
+
+    def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
+        features = (self.features(normalised.flatten(2), None if missing is None else missing.flatten(2)) - self.features_mean) / self.features_std
+        log_var = self.head(features.clamp(-8.0, 8.0))
+        return torch.diag_embed((6.0 * torch.tanh(log_var / 12.0) * 2.0).exp())
+
+    def features(self, flat: Tensor, missing: Tensor | None = None) -> Tensor:
+        """``(..., 3 [+ channels])`` of standardised values ``(..., D)``."""
+        residual = flat - flat @ self.components.mT @ self.components
+        if missing is None:
+            level = residual.square().mean(-1, keepdim=True)
+        else:
+            seen = 1.0 - missing
+            level = (residual.square() * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1.0)
+        level = level + 1e-6
+        return torch.cat([level, level.sqrt(), level.log(), *([flat] if self.raw else [])], dim=-1)
+
+    @torch.no_grad()
+    def fit_features(self, normalised: Tensor) -> None:
+        """Set the principal components and the features' statistics from standardised training values ``(N, D)``."""
+        self.components.copy_(principal_components(normalised, len(self.components))[0])
+        features = self.features(normalised)
+        self.features_mean.copy_(features.mean(0))
+        self.features_std.copy_(features.std(0).clamp_min(1e-6))
+
+
+def principal_components(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Leading principal components of ``(N, D)``: directions ``(count, D)`` and standard deviations ``(count,)``.
+
+    Directions beyond D or N are filled with zeros (deviation 0). The sign makes each direction's largest entry positive.
+    """
+    centred = (values - values.mean(0)).double()
+    size = centred.shape[1]
+    components, deviation = centred.new_zeros(count, size), centred.new_zeros(count)
+    found = min(count, *centred.shape)
+    if size <= 1024:
+        eigenvalues, vectors = torch.linalg.eigh(centred.mT @ centred / len(centred))
+        vectors, spread = vectors.flip(-1)[:, :found], eigenvalues.flip(-1)[:found].clamp_min(0.0).sqrt()
+    else:
+        with torch.random.fork_rng(devices=[]):  # the randomised decomposition draws from torch's own generator
+            torch.manual_seed(0)
+            _, singular, right = torch.svd_lowrank(centred, q=min(found + 8, *centred.shape), niter=4)
+        vectors, spread = right[:, :found], singular[:found] / len(centred) ** 0.5
+    signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    components[:found] = (vectors * signs).mT
+    deviation[:found] = spread
+    return components.to(values.dtype), deviation.to(values.dtype)
+
+
+def _silence_last_layer(network: nn.Module) -> None:
+    """Start a built-in network at zero output; a user's own module is left as it came."""
+    last = getattr(network, "rest", None)
+    if last is not None:
+        nn.init.zeros_(last[-1].weight)
+        nn.init.zeros_(last[-1].bias)

@@ -1,0 +1,125 @@
+"""The trainable trunks of the encoders: sensor vectors or frames in, features out. All take (values, missing)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Convolutional", "Custom", "Perceptron", "default_network"]
+
+
+class Perceptron(nn.Module):
+    """A multi-layer perceptron on the flattened event that also sees which entries are missing.
+
+    Args:
+        event_shape: shape of one observation.
+        out_dim: number of outputs.
+        hidden: widths of the hidden layers.
+
+    Shapes:
+        values, missing: ``(N, *event)``; missing is ``None`` or 1.0 where an entry is missing. Output ``(N, out_dim)``.
+    """
+
+    def __init__(self, event_shape: Sequence[int], out_dim: int, hidden: Sequence[int] = (100, 100)) -> None:
+        super().__init__()
+        size = math.prod(event_shape)
+        self.values = nn.Linear(size, hidden[0])
+        # The mask has a layer of its own, so that complete data pay nothing for it.
+        self.missing = nn.Linear(size, hidden[0], bias=False)
+        nn.init.zeros_(self.missing.weight)
+        layers: list[nn.Module] = [nn.SiLU()]
+        for width, following in zip(hidden, [*hidden[1:], out_dim], strict=True):
+            layers += [nn.Linear(width, following), nn.SiLU()]
+        self.rest = nn.Sequential(*layers[:-1])
+
+    def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
+        features = self.values(values.flatten(1))
+        if missing is not None:
+            features = features + self.missing(missing.flatten(1))
+        return self.rest(features)
+
+
+class Convolutional(nn.Module):
+    """A small strided convolutional network for frames ``(y, x)`` or ``(y, x, colour)``, seeing missing pixels as a channel.
+
+    Args:
+        event_shape: ``(y, x)`` or ``(y, x, colour)``; y and x at least 8 pixels.
+        out_dim: number of outputs.
+        channels: of the strided layers; each halves the frame.
+        hidden: width of the dense layer.
+
+    Shapes:
+        values, missing: ``(N, *event)``. Output ``(N, out_dim)``.
+
+    Raises:
+        ValueError: an event that is no frame of that size.
+    """
+
+    def __init__(self, event_shape: Sequence[int], out_dim: int, channels: Sequence[int] = (16, 32, 32), hidden: int = 128) -> None:
+        super().__init__()
+        if len(event_shape) not in (2, 3) or min(event_shape[:2]) < 8:
+            raise ValueError(f'event_shape is {tuple(event_shape)}, expected (y, x[, colour]) of at least 8 pixels; use encoder="mlp"')
+        colours = event_shape[2] if len(event_shape) == 3 else 1
+        self.values = nn.Conv2d(colours, channels[0], 5, stride=2, padding=2)
+        self.missing = nn.Conv2d(colours, channels[0], 5, stride=2, padding=2, bias=False)
+        nn.init.zeros_(self.missing.weight)
+        layers: list[nn.Module] = [nn.SiLU()]
+        for before, after in zip(channels, channels[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
+        size_y, size_x = event_shape[0], event_shape[1]
+        for _ in channels:
+            size_y, size_x = (size_y + 1) // 2, (size_x + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * size_y * size_x, hidden), nn.SiLU(), nn.Linear(hidden, out_dim)]
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
+        features = self.values(_channels_first(values))
+        if missing is not None:
+            features = features + self.missing(_channels_first(missing))
+        return self.rest(features)
+
+
+class Custom(nn.Module):
+    """A user's own module: called with standardised values ``(N, *event)`` (missing entries are 0, the mean), gives ``(N, out_dim)``."""
+
+    def __init__(self, module: nn.Module, event_shape: Sequence[int], out_dim: int) -> None:
+        super().__init__()
+        self.module = module
+        training = module.training
+        module.eval()
+        with torch.no_grad():
+            parameter = next(module.parameters(), torch.zeros(()))
+            shape = tuple(module(torch.zeros(2, *event_shape, dtype=parameter.dtype, device=parameter.device)).shape)
+        module.train(training)
+        if shape != (2, out_dim):
+            raise ValueError(
+                f"encoder maps two observations {tuple(event_shape)} to shape {shape}, expected {(2, out_dim)}; "
+                f"make its last layer give latent_dim = {out_dim} values"
+            )
+
+    def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
+        return self.module(values)
+
+
+def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: int) -> nn.Module:
+    """The trunk by name: ``"mlp"``, ``"conv"``, or ``"auto"`` (convolutional for frames of 32 x 32 and more), or the user's module.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(kind, nn.Module):
+        return Custom(kind, event_shape, out_dim)
+    if kind == "auto":
+        kind = "conv" if len(event_shape) >= 2 and math.prod(event_shape[:2]) >= 1024 and min(event_shape[:2]) >= 8 else "mlp"
+    if kind == "mlp":
+        return Perceptron(event_shape, out_dim)
+    if kind == "conv":
+        return Convolutional(event_shape, out_dim)
+    raise ValueError(f'encoder is {kind!r}, expected "auto", "mlp", "conv" or an nn.Module')
+
+
+def _channels_first(frames: Tensor) -> Tensor:
+    return frames.unsqueeze(1) if frames.ndim == 3 else frames.movedim(-1, 1)

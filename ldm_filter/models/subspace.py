@@ -1,0 +1,85 @@
+"""A linear state-space model from second moments alone: where the training of the dynamics starts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm_filter.types import Gaussian, StateSpace
+
+__all__ = ["canonical_variates"]
+
+
+def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: int | None = None) -> tuple[StateSpace, Tensor]:
+    """Fit a stable linear-Gaussian model by canonical variate analysis of past and future.
+
+    The state is the ``state_dim`` linear functions of the past z_{t-1}, ..., z_{t-lags} that are most correlated with the future
+    z_t, ..., z_{t+lags-1}; A and C follow by regression on it, Q and R from the residuals (Larimore 1990; Van Overschee and De Moor 1996).
+
+    Args:
+        latents: ``(B, T, m)``.
+        observed: bool ``(B, T)``; windows with a missing step are left out.
+        state_dim: n; at most ``m * lags``.
+        lags: length of past and of future; default ``max(2, ceil(2 n / m))``, shortened for short series.
+
+    Returns:
+        The model with constant fields (stationary initial belief) and the measurement covariance ``(m, m)``, in the latents' dtype.
+
+    Raises:
+        ValueError: too few complete windows for the state's size.
+    """
+    dim = latents.shape[-1]
+    lags = max(2, -(-2 * state_dim // dim)) if lags is None else lags
+    lags = max(1, min(lags, (latents.shape[1] - 1) // 2))
+    windows, mean = _complete_windows(latents.double(), observed, 2 * lags + 1)
+    if len(windows) < 4 * lags * dim or lags * dim < state_dim:
+        raise ValueError(
+            f"latents hold {len(windows)} complete windows of {2 * lags + 1} steps, at least {4 * lags * dim} are needed "
+            f"(and lags * m = {lags * dim} >= state_dim = {state_dim}); lower state_dim or give longer series"
+        )
+    past, future = windows[:, :lags].flip(1).flatten(1), windows[:, lags : 2 * lags].flatten(1)
+    to_state = _past_to_state(past, future, state_dim)
+    state, following = past @ to_state.mT, windows[:, 1 : lags + 1].flip(1).flatten(1) @ to_state.mT
+    transition, transition_cov = _regress(state, following)
+    observation, measurement_cov = _regress(state, windows[:, lags])
+    radius = float(torch.linalg.eigvals(transition).abs().max())
+    transition = transition * min(1.0, 0.999 / radius)
+    cov = state.mT @ state / len(state)
+    ssm = StateSpace(transition, state.new_zeros(state_dim), transition_cov, observation, mean, Gaussian(state.new_zeros(state_dim), cov))
+    ssm = StateSpace(*(field.to(latents.dtype) for field in ssm[:-1]), Gaussian(*(field.to(latents.dtype) for field in ssm.initial)))
+    return ssm, measurement_cov.to(latents.dtype)
+
+
+def _complete_windows(latents: Tensor, observed: Tensor, length: int, most: int = 50_000) -> tuple[Tensor, Tensor]:
+    """Centred windows ``(N, length, m)`` without a missing step, at most ``most`` of them evenly spread, and the mean."""
+    mean = latents[observed].mean(0)
+    complete = observed.unfold(1, length, 1).all(-1).nonzero()
+    if len(complete) > most:
+        complete = complete[torch.linspace(0, len(complete) - 1, most).long()]
+    steps = complete[:, 1:] + torch.arange(length, device=latents.device)
+    return latents[complete[:, :1], steps] - mean, mean
+
+
+def _past_to_state(past: Tensor, future: Tensor, state_dim: int) -> Tensor:
+    """The map ``(n, lags * m)`` from the past to the leading canonical variates."""
+    whiten_past, whiten_future = _whitener(past), _whitener(future)
+    cross = whiten_future @ (future.mT @ past / len(past)) @ whiten_past.mT
+    _, correlation, right = torch.linalg.svd(cross)
+    # Weighting by the root of the correlation is the balanced choice: half of it belongs to the future.
+    return correlation[:state_dim, None].clamp_min(1e-3).sqrt() * right[:state_dim] @ whiten_past
+
+
+def _whitener(samples: Tensor) -> Tensor:
+    cov = samples.mT @ samples / len(samples)
+    eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+    factor = torch.linalg.cholesky(cov + 1e-6 * cov.diagonal().mean() * eye)
+    return torch.linalg.solve_triangular(factor, eye, upper=False)
+
+
+def _regress(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares: the coefficients and the residual covariance, kept positive definite."""
+    coefficients = torch.linalg.lstsq(inputs, outputs).solution.mT
+    residual = outputs - inputs @ coefficients.mT
+    cov = residual.mT @ residual / len(residual)
+    floor = 1e-4 * (outputs.mT @ outputs / len(outputs)).diagonal()
+    return coefficients, cov + torch.diag(floor)

@@ -1,0 +1,32 @@
+"""log P(z_t | z_<t) under a latent model: the *alignment* term of the objective."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldm_filter.core.gaussian import log_density
+from ldm_filter.core.kalman import filter_moments, filter_sequence
+from ldm_filter.types import Gaussian, StateSpace
+
+__all__ = ["kalman_log_density"]
+
+
+def kalman_log_density(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None = None, detach_target: bool = False) -> Tensor:
+    """Predictive log-density of the latents under the Kalman filter.
+
+        log P(z_t | z_<t) = log N(z_t; C h_{t|t-1}, S_t),    S_t = C P_{t|t-1} C' + R_t        (arXiv 2605.03517, eq. 15)
+
+    Args:
+        ssm: the latent state-space model.
+        measurements: z_t ``(B, T, m)`` and R_t.
+        observed: bool ``(B, T)``, or None where all is observed.
+        detach_target: log P(SG[z_t] | z_<t), the conditional plug-in of eq. 14: the target in the residual passes no gradient.
+
+    Returns:
+        ``(B, T)``, 0 at unobserved steps.
+    """
+    if not detach_target:
+        return filter_moments(ssm, measurements, observed)[1]
+    projected = filter_sequence(ssm, measurements, observed).projected
+    density = log_density(measurements.mean.detach(), projected)
+    return density if observed is None else density.masked_fill(~observed, 0.0)

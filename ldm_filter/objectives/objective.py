@@ -1,0 +1,105 @@
+"""Latent distribution matching: alignment + uniformity (+ gauge), maximised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm_filter.objectives.entropy import ENTROPIES
+from ldm_filter.objectives.latent_models import kalman_log_density
+from ldm_filter.types import Gaussian, StateSpace
+
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveValue", "resolve_objective"]
+
+OBJECTIVES = ("auto", *ENTROPIES, "stop-gradient")
+
+
+class ObjectiveValue(NamedTuple):
+    """Scalars, in nats per step: ``loss = -(alignment + entropy) + gauge``. The entropy is 0 for stop-gradient."""
+
+    loss: Tensor
+    alignment: Tensor
+    entropy: Tensor
+    gauge: Tensor
+
+
+def _no_gather(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Predictive latent distribution matching with a Kalman latent model.
+
+        F_MI  = < log P(z_t | z_<t) > + H[z_t]                                               (eq. 13)
+        F_LDM = < log P(z_t | z_<t) > + H[z_t | z_{t-1}],   H[z_t | z_{t-1}] = H[z_t, z_{t-1}] - H[z_{t-1}]   (eq. 12, one lag)
+
+    F is unchanged when z, A, Q and R are rescaled together. The gauge term, 1/2 sum_d (mean^2 + var - 1 - log var), pins every
+    latent to zero mean and unit variance; along the invariance it costs the objective nothing, and it keeps estimators that
+    ignore the scale (stop-gradient) bounded.
+
+    Attributes:
+        entropy: a name of :data:`~ldm_filter.objectives.entropy.ENTROPIES` or ``"stop-gradient"`` (eq. 14, no entropy term).
+        mutual_information: F_MI (True) or F_LDM (False). Stop-gradient is F_LDM by construction and takes no notice.
+        gauge_weight: weight of the gauge term.
+
+    Source:
+        Mikulasch and Zenke, arXiv 2605.03517.
+    """
+
+    entropy: str = "log-det"
+    mutual_information: bool = True
+    gauge_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.entropy not in OBJECTIVES[1:]:
+            raise ValueError(f"entropy is {self.entropy!r}, expected one of {', '.join(OBJECTIVES[1:])}")
+
+    def __call__(
+        self, ssm: StateSpace, measurements: Gaussian, observed: Tensor, gather: Callable[[Tensor], Tensor] = _no_gather
+    ) -> ObjectiveValue:
+        """Evaluate on a batch.
+
+        Args:
+            ssm: the latent model.
+            measurements: encoder output ``(B, T, m)``.
+            observed: bool ``(B, T)``.
+            gather: joins tensors ``(N, ...)`` over the processes of a data-parallel run, with gradients, so that the entropy is
+                that of the *global* batch.
+        """
+        plug_in = self.entropy == "stop-gradient"
+        density = kalman_log_density(ssm, measurements, observed, detach_target=plug_in)
+        alignment = density.sum() / observed.sum().clamp_min(1)
+        samples = gather(measurements.mean[observed])
+        entropy = alignment.new_zeros(()) if plug_in else self._uniformity(measurements, observed, samples, gather)
+        mean, var = samples.mean(0), samples.var(0, correction=0) + 1e-12
+        gauge = 0.5 * self.gauge_weight * (mean.square() + var - 1.0 - var.log()).sum()
+        return ObjectiveValue(gauge - alignment - entropy, alignment, entropy, gauge)
+
+    def _uniformity(self, measurements: Gaussian, observed: Tensor, samples: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        estimator = ENTROPIES[self.entropy]
+        level = measurements.cov.diagonal(dim1=-2, dim2=-1).detach().log().expand(*observed.shape, -1)
+        if self.mutual_information:
+            return estimator(samples, gather(level[observed]))
+        both = observed[:, 1:] & observed[:, :-1]
+        before, after = measurements.mean[:, :-1][both], measurements.mean[:, 1:][both]
+        condition = gather(level[:, 1:][both])
+        before, after = gather(before), gather(after)
+        return estimator(torch.cat([before, after], dim=-1), condition) - estimator(before, condition)
+
+
+def resolve_objective(name: str, noise: str) -> str:
+    """The estimator that ``objective="auto"`` means: log-det, or its conditional form where R depends on the observation.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective is {name!r}, expected one of {', '.join(OBJECTIVES)}")
+    if name != "auto":
+        return name
+    return "log-det" if noise == "constant" else "conditional-log-det"
