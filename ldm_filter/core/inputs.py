@@ -11,11 +11,13 @@ from ldm_filter.types import Gaussian, StateSpace
 
 __all__ = [
     "Problem",
+    "Transition",
     "check_count",
+    "check_kind",
     "check_mask",
-    "check_model",
     "check_numbers",
     "check_tensors",
+    "check_transition",
     "fill_missing",
     "layout",
     "mask_missing",
@@ -47,6 +49,7 @@ class Problem(NamedTuple):
 
 def prepare(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) -> Problem:
     """Check the arguments of a filter and lay them out; the caller's tensors are not changed."""
+    check_kind("measurements", measurements, Gaussian)
     mean = measurements.mean
     check_tensors({"measurements.mean": mean, "measurements.cov": measurements.cov})
     if mean.dim() != 3 or 0 in mean.shape:
@@ -54,40 +57,51 @@ def prepare(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) ->
             f"measurements.mean has shape {tuple(mean.shape)}; expected (batch, time, dim), none of them 0: "
             "give one series as mean[None], one channel as mean[..., None]"
         )
-    batch, steps, size = mean.shape
-    ssm = check_model(ssm, mean, size, batch, steps)
-    R = layout("measurements.cov", measurements.cov, (size, size), batch, steps)
+    batch, steps, m = mean.shape
+    way = check_transition(ssm, mean, batch, steps)
+    n = way.A.shape[-1]
+    C, c, R = ssm.observation_matrix, ssm.observation_offset, measurements.cov
+    check_tensors({"ssm.observation_matrix": C, "ssm.observation_offset": c}, mean)
+    C = layout("ssm.observation_matrix", C, (m, n), batch, steps)
+    c = layout("ssm.observation_offset", c, (m,), batch, steps)
+    R = layout("measurements.cov", R, (m, m), batch, steps)
     mask = check_mask(observed, mean)
     z = fill_missing(mean, mask)
-    check_numbers({"measurements.cov": R}, {"measurements.mean": z})
-    C, R, z = mask_missing(ssm.observation_matrix, R, z - ssm.observation_offset, mask)
-    seen = size if mask is None else mask.sum(-1, dtype=torch.float64)
-    initial = ssm.initial._replace(mean=ssm.initial.mean.expand(batch, -1))
-    return Problem(ssm.transition_matrix, ssm.transition_offset, ssm.transition_cov, C, R, z, initial, seen)
+    check_numbers({"measurements.cov": R}, {"measurements.mean": z, "ssm.observation_matrix": C, "ssm.observation_offset": c})
+    C, R, z = mask_missing(C, R, z - c, mask)
+    seen = m if mask is None else mask.sum(-1, dtype=torch.float64)
+    return Problem(way.A, way.a, way.Q, C, R, z, way.initial._replace(mean=way.initial.mean.expand(batch, n)), seen)
 
 
-def check_model(ssm: StateSpace, like: Tensor, size: int | None, batch: int | None, steps: int) -> StateSpace:
-    """The model with every field as ``(1 | batch, 1 | steps, ...)``, checked; ``like`` gives dtype and device.
+class Transition(NamedTuple):
+    """The moving half of a model in one layout: ``(1 | B, 1 | T, ...)``, and the first belief ``(1 | B, ...)``."""
 
-    ``size`` None: the observation matrix says what the latent dimension is; ``batch`` None: the model's own batch size.
+    A: Tensor
+    a: Tensor
+    Q: Tensor
+    initial: Gaussian
+
+
+def check_transition(ssm: StateSpace, like: Tensor, batch: int | None, steps: int, initial: str = "ssm.initial") -> Transition:
+    """The transition of a model, checked; ``like`` gives dtype and device.
+
+    ``batch`` None: the model's own batch size; ``initial`` is what the caller calls the first belief.
     """
-    names = ("transition_matrix", "transition_offset", "transition_cov", "observation_matrix", "observation_offset")
-    fields = {f"ssm.{name}": getattr(ssm, name) for name in names}
-    fields |= {"ssm.initial.mean": ssm.initial.mean, "ssm.initial.cov": ssm.initial.cov}
-    check_tensors(fields, like)
-    n = ssm.transition_matrix.shape[-1] if ssm.transition_matrix.dim() else 0
-    m = size if size is not None else (ssm.observation_matrix.shape[-2] if ssm.observation_matrix.dim() > 1 else 0)
-    events: list[tuple[int, ...]] = [(n, n), (n,), (n, n), (m, n), (m,), (n,), (n, n)]
+    check_kind("ssm", ssm, StateSpace)
+    check_kind(initial, ssm.initial, Gaussian)
+    A, a, Q, (h, P) = ssm.transition_matrix, ssm.transition_offset, ssm.transition_cov, ssm.initial
+    names = ("ssm.transition_matrix", "ssm.transition_offset", "ssm.transition_cov", f"{initial}.mean", f"{initial}.cov")
+    check_tensors(dict(zip(names, (A, a, Q, h, P), strict=True)), like)
+    n = A.shape[-1] if A.dim() else 0
     if batch is None:
-        batch = max(x.shape[0] if x.dim() > len(event) else 1 for x, event in zip(fields.values(), events, strict=True))
-    laid = {
-        name: layout(name, x, event, batch, None if "initial" in name else steps) for (name, x), event in zip(fields.items(), events, strict=True)
-    }
-    covs = {name: laid.pop(name) for name in ("ssm.transition_cov", "ssm.initial.cov")}
-    check_numbers(covs, laid)
-    A, a, C, c, h = laid.values()
-    Q, P = covs.values()
-    return StateSpace(A, a, Q, C, c, Gaussian(h, P))
+        batch = max(x.shape[0] if x.dim() > dims else 1 for x, dims in ((A, 2), (a, 1), (Q, 2), (h, 1), (P, 2)))
+    A = layout(names[0], A, (n, n), batch, steps)
+    a = layout(names[1], a, (n,), batch, steps)
+    Q = layout(names[2], Q, (n, n), batch, steps)
+    h = layout(names[3], h, (n,), batch, None)
+    P = layout(names[4], P, (n, n), batch, None)
+    check_numbers({names[2]: Q, names[4]: P}, {names[0]: A, names[1]: a, names[3]: h})
+    return Transition(A, a, Q, Gaussian(h, P))
 
 
 def layout(name: str, x: Tensor, event: tuple[int, ...], batch: int, steps: int | None) -> Tensor:
@@ -103,6 +117,12 @@ def layout(name: str, x: Tensor, event: tuple[int, ...], batch: int, steps: int 
             f"add the missing leading dimension{'s' if steps is not None else ''} with [None], or check which dimension is which"
         )
     return x
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """A bundle of tensors is the named tuple that it should be."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a {kind.__name__}: see ldm_filter.types")
 
 
 def check_tensors(fields: dict[str, Tensor], like: Tensor | None = None) -> None:
@@ -129,7 +149,7 @@ def check_numbers(covs: dict[str, Tensor], others: dict[str, Tensor]) -> None:
     for name, good in zip(everything, flags, strict=False):
         if not good:
             bad = (~torch.isfinite(everything[name])).nonzero()[0].tolist()
-            mend = ": mark missing entries False in observed" if name.endswith("measurements.mean") or name == "measurement.mean" else ""
+            mend = ": mark missing entries False in observed" if name in ("measurements.mean", "measurement.mean") else ""
             raise ValueError(f"{name} is not finite at index {bad} of shape {tuple(everything[name].shape)}; expected finite numbers{mend}")
     for name, good in zip(covs, flags[len(everything) :], strict=True):
         if not good:
@@ -141,17 +161,17 @@ def check_mask(observed: Tensor | None, mean: Tensor) -> Tensor | None:
     if observed is None:
         return None
     if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
-        kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
+        kind = observed.dtype if isinstance(observed, Tensor) else f"a {type(observed).__name__}"
         raise TypeError(f"observed is {kind}; expected a boolean torch.Tensor, True where observed: convert with .bool()")
-    mask = observed.unsqueeze(-1) if observed.dim() == mean.dim() - 1 else observed
-    lead = mask.shape[:-1] == mean.shape[:-1] or (mask.dim() > 1 and mask.shape[:-1] == (1, *mean.shape[1:-1]))
-    if mask.dim() != mean.dim() or not lead or mask.shape[-1] not in (mean.shape[-1], observed.shape[-1] if mask is observed else 1):
-        raise ValueError(f"observed has shape {tuple(observed.shape)}; expected {tuple(mean.shape[:-1])} per step or {tuple(mean.shape)} per channel")
+    mask = observed.unsqueeze(-1).expand(*observed.shape, mean.shape[-1]) if observed.dim() == mean.dim() - 1 else observed
+    if mask.shape != mean.shape and not (mean.dim() > 1 and mask.shape == (1, *mean.shape[1:])):
+        raise ValueError(
+            f"observed has shape {tuple(observed.shape)}; expected {tuple(mean.shape[:-1])} per step or {tuple(mean.shape)} per channel "
+            "(the batch may be 1): check which dimension is which"
+        )
     if observed.device != mean.device:
         raise ValueError(f"observed is on {observed.device}; expected {mean.device} as the measurements: move it with .to(...)")
-    if bool(observed.all()):
-        return None
-    return mask.expand(*mask.shape[:-1], mean.shape[-1])
+    return None if bool(observed.all()) else mask
 
 
 def fill_missing(mean: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from ldm_filter.core.inputs import (
     check_count,
+    check_kind,
     check_mask,
-    check_model,
     check_numbers,
     check_tensors,
+    check_transition,
     fill_missing,
     layout,
     mask_missing,
     prepare,
 )
-from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov
+from ldm_filter.core.linalg import affine, cholesky_psd, matvec, round_cov, symmetrise
 from ldm_filter.core.recursion import (
     correct_cov,
     covariance_pass,
@@ -63,6 +64,7 @@ def predict(belief: Gaussian, transition_matrix: Tensor, transition_offset: Tens
     >>> predict(belief, torch.tensor([[2.0]]), torch.tensor([0.5]), torch.tensor([[1.0]])).mean
     tensor([[2.5000]])
     """
+    check_kind("belief", belief, Gaussian)
     n = belief.mean.shape[-1]
     _check_step(
         {"belief.cov": (belief.cov, (n, n)), "transition_cov": (transition_cov, (n, n))},
@@ -73,7 +75,7 @@ def predict(belief: Gaussian, transition_matrix: Tensor, transition_offset: Tens
         },
     )
     cov = predict_cov(belief.cov.double(), transition_matrix.double(), transition_cov.double())
-    return Gaussian(matvec(transition_matrix, belief.mean) + transition_offset, round_cov(cov, belief.mean.dtype))
+    return Gaussian(matvec(transition_matrix, belief.mean) + transition_offset, round_cov(symmetrise(cov), belief.mean.dtype))
 
 
 def project(belief: Gaussian, observation_matrix: Tensor, observation_offset: Tensor, measurement_cov: Tensor) -> Gaussian:
@@ -91,6 +93,7 @@ def project(belief: Gaussian, observation_matrix: Tensor, observation_offset: Te
     Raises:
         ValueError, TypeError: for shapes, dtypes, devices that do not fit and numbers that are not finite.
     """
+    check_kind("belief", belief, Gaussian)
     n, m = belief.mean.shape[-1], observation_offset.shape[-1]
     _check_step(
         {"belief.cov": (belief.cov, (n, n)), "measurement_cov": (measurement_cov, (m, m))},
@@ -101,7 +104,7 @@ def project(belief: Gaussian, observation_matrix: Tensor, observation_offset: Te
         },
     )
     cov = innovation_cov(belief.cov.double(), observation_matrix.double(), measurement_cov.double())
-    return Gaussian(matvec(observation_matrix, belief.mean) + observation_offset, round_cov(cov, belief.mean.dtype))
+    return Gaussian(matvec(observation_matrix, belief.mean) + observation_offset, round_cov(symmetrise(cov), belief.mean.dtype))
 
 
 def update(
@@ -123,6 +126,8 @@ def update(
         ValueError, TypeError: for shapes, dtypes, devices that do not fit and observed numbers that are not finite.
         NotPositiveDefiniteError: (a ValueError) where ``C P^- C' + R`` is not positive definite.
     """
+    check_kind("predicted", predicted, Gaussian)
+    check_kind("measurement", measurement, Gaussian)
     n, m = predicted.mean.shape[-1], measurement.mean.shape[-1]
     mask = check_mask(observed, measurement.mean)
     z = fill_missing(measurement.mean, mask)
@@ -219,22 +224,24 @@ def forecast(ssm: StateSpace, belief: Gaussian, horizon: int) -> Gaussian:
         ValueError, TypeError: for shapes, dtypes, devices that do not fit, numbers that are not finite and H < 1.
     """
     check_count("horizon", horizon)
-    if not isinstance(belief.mean, Tensor) or belief.mean.dim() != 2:
-        raise ValueError(f"belief.mean has shape {tuple(getattr(belief.mean, 'shape', ()))}; expected (batch, state): add the batch with [None]")
+    check_kind("ssm", ssm, StateSpace)
+    check_kind("belief", belief, Gaussian)
+    check_tensors({"belief.mean": belief.mean, "belief.cov": belief.cov})
+    if belief.mean.dim() != 2:
+        raise ValueError(f"belief.mean has shape {tuple(belief.mean.shape)}; expected (batch, state): add the batch with [None]")
     batch, dtype = belief.mean.shape[0], belief.mean.dtype
-    model = check_model(ssm._replace(initial=belief), belief.mean, None, batch, horizon)
-    As, offsets, Qs = (per_step(x, horizon) for x in (model.transition_matrix, model.transition_offset, model.transition_cov))
-    shared = all(x.shape[0] == 1 for x in (model.transition_matrix, model.transition_cov, model.initial.cov))
-    P = model.initial.cov.double()
+    way = check_transition(ssm._replace(initial=belief), belief.mean, batch, horizon, initial="belief")
+    shared = way.A.shape[0] == way.Q.shape[0] == way.initial.cov.shape[0] == 1
+    P = way.initial.cov.double()
     P = P[0] if shared else P.expand(batch, -1, -1)
     h = belief.mean[0] if batch == 1 else belief.mean
     means, covs = [], []
-    for A, a, Q in zip(As, offsets, Qs, strict=True):
-        h = matvec(A, h) + a
+    for A, a, Q in zip(*(per_step(x, horizon) for x in (way.A, way.a, way.Q)), strict=True):
+        h = affine(a, A, h)
         P = predict_cov(P, A.double(), Q.double())
         means.append(h)
         covs.append(P)
-    return Gaussian(join(means, 1), round_cov(join(covs, 2), dtype))
+    return Gaussian(join(means, 1), round_cov(symmetrise(join(covs, 2)), dtype))
 
 
 def sample_paths(ssm: StateSpace, steps: int, generator: torch.Generator, num_paths: int = 1) -> Tensor:
@@ -254,14 +261,15 @@ def sample_paths(ssm: StateSpace, steps: int, generator: torch.Generator, num_pa
     """
     check_count("steps", steps)
     check_count("num_paths", num_paths)
+    check_kind("ssm", ssm, StateSpace)
     like = ssm.transition_matrix
-    model = check_model(ssm, like, None, None, steps)
-    batch = max(x.shape[0] for x in (*model[:3], *model.initial))
+    way = check_transition(ssm, like, None, steps)
+    batch = max(x.shape[0] for x in (way.A, way.a, way.Q, *way.initial))
     noise = torch.randn(num_paths, batch, steps, like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
-    start = matvec(cholesky_psd(model.initial.cov, "ssm.initial.cov").to(like.dtype), noise[:, :, 0])
-    noise = matvec(cholesky_psd(model.transition_cov, "ssm.transition_cov").to(like.dtype), noise)
-    As, pushes = per_step(model.transition_matrix, steps), (noise + model.transition_offset).unbind(2)
-    path = [model.initial.mean + start]
+    start = matvec(cholesky_psd(way.initial.cov, "ssm.initial.cov").to(like.dtype), noise[:, :, 0])
+    noise = matvec(cholesky_psd(way.Q, "ssm.transition_cov").to(like.dtype), noise)
+    As, pushes = per_step(way.A, steps), (noise + way.a).unbind(2)
+    path = [way.initial.mean + start]
     for t in range(1, steps):
         path.append(matvec(As[t], path[-1]) + pushes[t])
     return torch.stack(path, dim=2)
@@ -274,13 +282,19 @@ def _project_all(ssm: StateSpace, measurements: Gaussian, mean: Tensor, cov: Ten
     R = layout("measurements.cov", measurements.cov, (m, m), batch, steps)
     c = layout("ssm.observation_offset", ssm.observation_offset, (m,), batch, steps)
     shared = C[0, 0] if C.shape[:2] == (1, 1) else C
-    return Gaussian(matvec(shared, mean) + c, round_cov(innovation_cov(cov, C.double(), R.double()), mean.dtype))
+    return Gaussian(matvec(shared, mean) + c, round_cov(symmetrise(innovation_cov(cov, C.double(), R.double())), mean.dtype))
 
 
 def _check_step(covs: dict[str, tuple[Tensor, tuple[int, ...]]], others: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """Tensors with the dimensions that they must end in; what leads must broadcast."""
     everything = covs | others
     check_tensors({name: x for name, (x, _) in everything.items()})
     for name, (x, event) in everything.items():
         if x.shape[-len(event) :] != event:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (..., {', '.join(map(str, event))}): check its last dimensions")
+    try:
+        torch.broadcast_shapes(*(x.shape[: x.dim() - len(event)] for x, event in everything.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, (x, _) in everything.items())
+        raise ValueError(f"leading dimensions do not broadcast: {shapes}; expected equal ones or 1: check the batch sizes") from None
     check_numbers({name: x for name, (x, _) in covs.items()}, {name: x for name, (x, _) in others.items()})

@@ -77,9 +77,9 @@ def cholesky_psd(cov: Tensor, what: str = "covariance") -> Tensor:
         NotPositiveDefiniteError: where even the largest jitter is not enough.
     """
     cov = cov.double()
-    _, info = torch.linalg.cholesky_ex(cov.detach())
+    factor, info = torch.linalg.cholesky_ex(cov)
     if not info.any():
-        return torch.linalg.cholesky(cov)
+        return factor
     diagonal = cov.detach().diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
     jitter = torch.zeros_like(info, dtype=cov.dtype)
     for relative in _JITTERS:

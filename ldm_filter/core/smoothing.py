@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_filter.core.inputs import check_count, check_model
+from ldm_filter.core.inputs import check_count, check_kind, check_transition
 from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov, solve_psd, symmetrise
 from ldm_filter.core.recursion import join, per_step, predict_cov
 from ldm_filter.types import FilterResult, Gaussian, SmootherResult, StateSpace
@@ -82,13 +82,14 @@ class _Backward(NamedTuple):
 
 def _backward(ssm: StateSpace, result: FilterResult) -> _Backward:
     """All gains at once. The prediction is taken anew from the filtered covariance, so that gain and covariance agree to the last bit."""
+    check_kind("result", result, FilterResult)
     batch, steps, n = result.filtered.mean.shape
-    model = check_model(ssm, result.filtered.mean, None, batch, steps)
-    if model.transition_matrix.shape[-1] != n:
+    way = check_transition(ssm, result.filtered.mean, batch, steps)
+    if way.A.shape[-1] != n:
         raise ValueError(
             f"ssm.transition_matrix has shape {tuple(ssm.transition_matrix.shape)}; expected ({n}, {n}) at its end, as the result's states"
         )
-    A, Q = (x.double()[:, 1:] if x.shape[1] > 1 else x.double() for x in (model.transition_matrix, model.transition_cov))
+    A, Q = (x.double()[:, 1:] if x.shape[1] > 1 else x.double() for x in (way.A, way.Q))
     P = result.filtered.cov[:, :-1].double()
     G = solve_psd(symmetrise(predict_cov(P, A, Q)), A @ P, "predicted covariance").mT
     J = torch.eye(n, dtype=P.dtype, device=P.device) - G @ A
