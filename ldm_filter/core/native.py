@@ -23,10 +23,7 @@ _EXTENSION = "ldm_filter.core._native"
 
 def available() -> bool:
     """Whether the compiled kernels can be used. The first time that they cannot, one RuntimeWarning says so and how to mend it."""
-    module, problem = _load()
-    if module is None:
-        _warn_once(problem)
-    return module is not None
+    return _load() is not None
 
 
 def mean_recursion(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +58,8 @@ def mean_recursion(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Te
     """
     _check_kinds({"A": A, "C": C, "K": K, "z": z, "a": a, "h0": h0})
     _check_shapes(A, C, K, z, a, h0)
-    module, problem = _load()
-    if module is None:
-        raise RuntimeError(f"{_EXTENSION} cannot be imported ({problem}): install a C++ compiler and reinstall ldm-filter")
+    if not available():
+        raise RuntimeError(f"{_EXTENSION} is not installed: install a C++ compiler and reinstall ldm-filter")
     return _MeanRecursion.apply(A, C, K, z, a, h0)
 
 
@@ -137,32 +133,20 @@ def _check_shapes(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Ten
 
 
 def _kernels() -> ModuleType:
-    module, _ = _load()
+    module = _load()
     assert module is not None  # mean_recursion has looked
     return module
 
 
 @functools.cache
-def _load() -> tuple[ModuleType | None, str]:
-    """The extension, or None and why not."""
+def _load() -> ModuleType | None:
     try:
-        return importlib.import_module(_EXTENSION), ""
+        return importlib.import_module(_EXTENSION)
     except ImportError as error:
-        return None, str(error)
-
-
-@functools.cache
-def _warned() -> list[bool]:
-    return []
-
-
-def _warn_once(problem: str) -> None:
-    if _warned():
-        return
-    _warned().append(True)
-    warnings.warn(
-        f"ldm_filter runs without its compiled kernels ({problem}): results are the same, but slower. "
-        "Install a C++ compiler and reinstall ldm-filter to have them.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+        warnings.warn(
+            f"ldm_filter runs without its compiled kernels ({error}): results are the same, but slower. "
+            "Install a C++ compiler and reinstall ldm-filter to have them.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None

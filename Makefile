@@ -1,0 +1,53 @@
+# make install | demo | test work from a clean clone, and again. Another interpreter: make PYTHON=python3.12 install
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint types format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ldm-filter-installed
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+
+# One thread for each process: the tests run in two processes, and small matrices gain nothing from more.
+test test-slow: export OMP_NUM_THREADS := 1
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */ - /'
+
+install: $(STAMP)  ## create .venv and install everything, the package editable; does nothing when nothing changed
+
+demo: install  ## fit, filter, forecast real sensor data; prints a table, writes pictures
+	$(BIN)/python -m benchmarks.demo
+
+test: lint types  ## everything CI runs: ruff, mypy, the quick tests, the examples in docstrings
+	$(BIN)/python -m pytest -n 2 --doctest-modules ldm_filter tests
+
+test-slow: install  ## the trainings, minutes each
+	$(BIN)/python -m pytest -m slow tests
+
+lint: install  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy
+	$(BIN)/mypy
+
+format: install  ## rewrite the files as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Editable: a change of a .py file needs no new install; a change of what is listed in SOURCES does.
+$(STAMP): $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -W ignore -c "from ldm_filter.core import native; \
+	    print('ldm-filter installed,', 'with its compiled kernels' if native.available() else 'without compiled kernels (slower; needs a C++ compiler)')"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "ldm-filter needs Python 3.11 or newer, and '$(PYTHON)' is not: install one, or name it with make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
