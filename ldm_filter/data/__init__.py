@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from ldm_filter.data.io import read, write
 from ldm_filter.data.labels import describe, from_description, parse
+from ldm_filter.data.results import estimate_output, forecast_output, to_dataset
+from ldm_filter.data.scaling import statistics
 from ldm_filter.data.times import future_times, median_step, seconds
+from ldm_filter.data.windows import Windows, split
 
-__all__ = ["describe", "from_description", "future_times", "median_step", "parse", "seconds"]
+__all__ = [
+    "Windows",
+    "describe",
+    "estimate_output",
+    "forecast_output",
+    "from_description",
+    "future_times",
+    "median_step",
+    "parse",
+    "read",
+    "seconds",
+    "split",
+    "statistics",
+    "to_dataset",
+    "write",
+]

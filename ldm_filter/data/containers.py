@@ -170,7 +170,7 @@ def _open_frame(frame: pd.DataFrame, name: str) -> Opened:
     times = check_times(frame.index, name)
     block = frame.to_numpy(dtype=np.float64, na_value=np.nan)[None]
     time_name = "time" if times.name is None else str(times.name)
-    return Opened("frame", columns, ("channel",), None, [block], [times], time_name, dict(frame.attrs))
+    return Opened("frame", columns, ("channel",), None, [block], [times], time_name, {str(key): value for key, value in frame.attrs.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------------- xarray

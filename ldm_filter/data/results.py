@@ -154,7 +154,7 @@ def _one_dataset(
             array = array[(slice(None),) * dims.index("time") + (slice(len(index)),)]
         variables[name] = (tuple(labels.time_name if dim == "time" else dim for dim in dims), array)
     used = {dim for dims, _ in variables.values() for dim in dims}
-    own = {labels.time_name: naive_utc(index).rename(labels.time_name)}
+    own: dict[str, Any] = {labels.time_name: naive_utc(index).rename(labels.time_name)}
     if series is None:
         own["series"] = list(labels.series or ())
     kept = {dim: (dim, values) for dim, values in {**own, **coords}.items() if dim in used}

@@ -31,12 +31,11 @@ def seconds(times: Any) -> np.ndarray:
     >>> seconds(pd.date_range("2024-03-31 01:00", periods=3, freq="90min", tz="Europe/Berlin")).tolist()
     [0.0, 5400.0, 10800.0]
     """
-    index = pd.Index(times)
+    index: Any = pd.Index(times)
     if len(index) == 0:
         return np.zeros(0)
-    if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
-        return np.asarray((index - index[0]) / np.timedelta64(1, "s"), dtype=np.float64)
-    return np.asarray(index - index[0], dtype=np.float64)
+    elapsed = index - index[0]
+    return np.asarray(elapsed if time_kind(index) == "numbers" else elapsed / np.timedelta64(1, "s"), dtype=np.float64)
 
 
 def median_step(times: Any) -> float | None:
