@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Model", "condition", "dense_posterior", "joint", "kalman_filter", "log_density"]
+__all__ = ["Model", "condition", "dense_posterior", "joint", "kalman_filter", "log_density", "scalar_kalman_means"]
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,19 @@ def kalman_filter(model: Model, z: Array, observed: Any = None) -> dict[str, Arr
         out["filtered_mean"].append(h)
         out["filtered_cov"].append(P)
     return {k: np.array(v) for k, v in out.items()}
+
+
+def scalar_kalman_means(A: Array, Q: Array, C: Array, R: float, h: Array, P: Array, z: Array) -> Array:
+    """Filtered means ``(T, n)`` of a constant model without offsets and with one channel ``z (T,)``: short enough for very long series."""
+    means = np.empty((len(z), len(h)))
+    for t, y in enumerate(z):
+        if t:
+            h, P = A @ h, A @ P @ A.T + Q
+        PC = P @ C
+        gain = PC / (C @ PC + R)
+        h, P = h + gain * (y - C @ h), P - gain[:, None] * PC
+        means[t] = h
+    return means
 
 
 def joint(model: Model) -> tuple[Array, Array, Array, Array, Array]:

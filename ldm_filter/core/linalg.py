@@ -105,7 +105,7 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def multiply_add(add: Tensor, left: Tensor, right: Tensor, sign: float = 1.0) -> Tensor:
-    """``add + sign * left @ right`` for matrices with any leading dimensions, fused where torch has an operation for it."""
+    """``add + sign * left @ right`` for matrices with any leading dimensions, fused where torch has one operation for it."""
     if add.dim() == left.dim() == right.dim() == 2:
         return torch.addmm(add, left, right, alpha=sign)
     if left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]:
@@ -117,6 +117,8 @@ def affine(add: Tensor, matrix: Tensor, vector: Tensor, sign: float = 1.0) -> Te
     """``add + sign * M x``: matrix ``(..., p, q)``, vector ``(..., q)``."""
     if matrix.dim() == vector.dim() == 2:
         return torch.addmm(add, vector, matrix.mT, alpha=sign)
+    if matrix.dim() == 2 and vector.dim() == 1:
+        return torch.addmv(add, matrix, vector, alpha=sign)
     return torch.add(add, matvec(matrix, vector), alpha=sign)
 
 
