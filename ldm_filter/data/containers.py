@@ -121,6 +121,13 @@ def _refuse_dtype(dtype: Any, what: str, where: str) -> None:
     raise TypeError(f"{what} of dtype {dtype}, expected real numbers (NaN for missing); {mend}.")
 
 
+def _check_unique(columns: tuple[Hashable, ...], name: str) -> None:
+    names = [channel_name(column) for column in columns]
+    twice = sorted({channel for channel in names if names.count(channel) > 1})
+    if twice:
+        raise ValueError(f"`{name}` has channels of the same name {twice}, expected unique names; rename them.")
+
+
 # ---------------------------------------------------------------------------------------------------------------- arrays
 
 
@@ -163,13 +170,10 @@ def _open_frame(frame: pd.DataFrame, name: str) -> Opened:
     if wrong:
         dtype = frame.dtypes.iloc[columns.index(wrong[0])]
         _refuse_dtype(dtype, f"Column(s) {wrong} of `{name}` hold entries", f"{name}[{wrong}]")
-    names = [channel_name(column) for column in columns]
-    twice = sorted({channel for channel in names if names.count(channel) > 1})
-    if twice:
-        raise ValueError(f"`{name}` has columns of the same name {twice}, expected unique names; rename them.")
+    _check_unique(columns, name)
     times = check_times(frame.index, name)
     block = frame.to_numpy(dtype=np.float64, na_value=np.nan)[None]
-    time_name = "time" if times.name is None else str(times.name)
+    time_name = "time" if times.name is None or str(times.name) in RESERVED | {"series", "channel"} else str(times.name)
     return Opened("frame", columns, ("channel",), None, [block], [times], time_name, {str(key): value for key, value in frame.attrs.items()})
 
 
@@ -221,6 +225,7 @@ def _open_dataarray(array: xr.DataArray, name: str, single: bool, kind: str) -> 
         block, event_dims, columns = block[..., None], ("channel",), (0 if array.name is None else array.name,)
     elif len(event_dims) == 1:
         columns = tuple(_coordinate(array, event_dims[0]).tolist())
+        _check_unique(columns, name)
     coords = {dim: _coordinate(array, dim) for dim in event_dims if len(event_dims) > 1 and dim in array.indexes}
     times = array.indexes[time_name] if time_name in array.indexes else pd.RangeIndex(array.sizes[time_name])
     series = tuple(_coordinate(array, "series").tolist()) if has_series else None

@@ -1,4 +1,8 @@
-"""From the user's container to tensors and labels: the boundary where NaN becomes a mask and bad input gets its one error."""
+"""From the user's container to tensors and labels: the boundary where NaN becomes a mask and bad input gets its one error.
+
+``Labels.attrs`` holds: ``event_shape`` of one observation; ``columns``, the channels as the user labelled them; ``step``, the median
+time step (seconds, or the unit of a numeric index; None where nobody knows); ``coords`` of frames; ``user``, the container's own attributes.
+"""
 
 from __future__ import annotations
 

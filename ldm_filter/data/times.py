@@ -16,6 +16,7 @@ from ldm_filter.types import Labels
 
 __all__ = ["check_times", "future_times", "median_step", "naive_utc", "seconds", "time_kind", "time_zone"]
 
+_CLOCK = {"hours", "minutes", "seconds", "milliseconds", "microseconds"}
 _DAY = pd.Timedelta(days=1)
 
 
@@ -198,8 +199,11 @@ def _continue_dates(index: pd.DatetimeIndex, horizon: int, step: float | None) -
 
 def _calendar(index: pd.DatetimeIndex, step: float | None) -> Any:
     """The rule by which the index goes on, as a pandas offset."""
-    if index.freq is not None:
-        return index.freq
+    offset: Any = index.freq
+    if type(offset) is pd.DateOffset and set(offset.kwds) <= _CLOCK:  # DateOffset(hours=1) is absolute time, as pandas adds it
+        return pd.tseries.frequencies.to_offset(pd.Timedelta(**offset.kwds) * offset.n)
+    if offset is not None:
+        return offset
     inferred = pd.DatetimeIndex(index, freq="infer").freq if len(index) > 2 else None
     if inferred is not None:
         return inferred

@@ -74,6 +74,13 @@ def test_video_keeps_its_dims_and_coordinates():
     assert result.observed.values[0].tolist() == [True, False, True, True]
 
 
+@pytest.mark.parametrize("name", ["state", "channel", "series"])
+def test_an_index_named_like_a_dim_of_the_results(name):
+    sequences, labels = parse(frame().rename_axis(name))
+    assert to_dataset(fields(1, 5), sequences, labels).filtered_mean.dims == ("time", "state")
+    assert forecast_output(*gaussian(labels, 2), (), labels).index.name == name
+
+
 def test_wrong_shapes_are_named():
     sequences, labels = parse(np.ones((4, 5, 2)))
     with pytest.raises(ValueError, match=r"`fields\['x'\]` has shape \(4, 3\).*wrong along \['time'\]"):

@@ -121,6 +121,15 @@ def test_days_stay_on_the_local_clock_and_hours_do_not(change):
     assert np.diff(seconds(ahead(hours, 24))).tolist() == [3600.0] * 23
 
 
+def test_offsets_of_hours_are_absolute_time():
+    for change in ("2024-03-30 22:00", "2024-10-26 22:00"):
+        start = pd.date_range(change, periods=2, freq=pd.DateOffset(hours=1), tz="Europe/Berlin")
+        hourly = pd.date_range(change, periods=12, freq="h", tz="Europe/Berlin")
+        assert ahead(start, 10).tolist() == hourly[2:].tolist()
+    half_months = pd.date_range("2024-01-15", periods=6, freq=pd.DateOffset(months=1), tz="Europe/Berlin")
+    assert ahead(half_months[:3], 3).tolist() == half_months[3:].tolist()
+
+
 def test_a_daily_log_with_a_gap_stays_on_the_local_clock():
     days = pd.date_range("2024-03-20 02:30", periods=10, freq="D", tz="Europe/Berlin")[[0, 1, 2, 4, 6, 7, 8, 9]]
     future = ahead(days, 4)

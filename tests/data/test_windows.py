@@ -25,7 +25,7 @@ def seen(batches: list[Sequences]) -> list[float]:
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(lengths=LENGTHS, length=st.integers(1, 20), share=st.floats(0, 0.99), shuffle=st.booleans(), seed=st.integers(0, 99))
 def test_windows_cover_every_step_of_every_series(lengths, length, share, shuffle, seed):
     sequences = numbered(lengths)
@@ -41,7 +41,7 @@ def test_windows_cover_every_step_of_every_series(lengths, length, share, shuffl
             assert bool((values[:steps].diff(dim=0) == 1).all())  # consecutive steps of one series
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS, length=st.integers(1, 20), batch_size=st.integers(1, 9))
 def test_an_epoch_has_a_fixed_number_of_even_batches(lengths, length, batch_size):
     windows, generator = Windows(numbered(lengths), length), torch.Generator().manual_seed(0)
@@ -101,7 +101,7 @@ def test_bad_arguments():
             split(sequences, fraction)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(4, 30), min_size=1, max_size=8), fraction=st.floats(0.05, 0.5), seed=st.integers(0, 9))
 def test_split_keeps_every_step_once(lengths, fraction, seed):
     sequences = numbered(lengths)
