@@ -20,53 +20,44 @@ using namespace nb::literals;
 
 namespace ldm {
 
-LDM_CLONED void forward_float(const MeanRecursion<float>& q, const MeanOutputs<float>& out) { forward(q, out); }
-LDM_CLONED void forward_double(const MeanRecursion<double>& q, const MeanOutputs<double>& out) { forward(q, out); }
-LDM_CLONED void backward_float(const MeanRecursion<float>& q, const MeanGradients<float>& d) { backward(q, d); }
-LDM_CLONED void backward_double(const MeanRecursion<double>& q, const MeanGradients<double>& d) { backward(q, d); }
-
-void run(const MeanRecursion<float>& q, const MeanOutputs<float>& out) { forward_float(q, out); }
-void run(const MeanRecursion<double>& q, const MeanOutputs<double>& out) { forward_double(q, out); }
-void run(const MeanRecursion<float>& q, const MeanGradients<float>& d) { backward_float(q, d); }
-void run(const MeanRecursion<double>& q, const MeanGradients<double>& d) { backward_double(q, d); }
+LDM_CLONED void run(const MeanRecursion& q, const MeanInputs<float>& in, const MeanOutputs<float>& out) { forward(q, in, out); }
+LDM_CLONED void run(const MeanRecursion& q, const MeanInputs<double>& in, const MeanOutputs<double>& out) { forward(q, in, out); }
+LDM_CLONED void run(const MeanRecursion& q, const MeanGradients<float>& d) { backward(q, d); }
+LDM_CLONED void run(const MeanRecursion& q, const MeanGradients<double>& d) { backward(q, d); }
 
 template <class T, int Dims>
 using Array = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using Matrices = Array<const double, 3>;
+using Sums = Array<double, 3>;
 
-template <class Scalar>
-MeanRecursion<Scalar> recursion(const Array<const double, 3>& A, const Array<const double, 3>& C, const Array<const double, 3>& K,
-                                const Array<const Scalar, 3>& z, const Array<const Scalar, 3>& a, const Array<const Scalar, 2>& h0) {
+// Sizes from arrays of the shapes of z and a, whatever they hold.
+template <class Latent, class Offset>
+MeanRecursion recursion(const Matrices& A, const Matrices& C, const Matrices& K, const Latent& z, const Offset& a) {
     const auto step = [](const auto& x, int dim, Index size) { return x.shape(dim) == 1 ? Index{0} : size; };
-    const Index batch = z.shape(0), time = z.shape(1), m = z.shape(2), n = h0.shape(1);
-    const Index a_time = step(a, 1, n), a_batch = step(a, 0, static_cast<Index>(a.shape(1)) * n);
-    return {batch, time, n, m, A.data(), C.data(), K.data(), step(A, 0, n * n), step(C, 0, m * n), z.data(), a.data(), h0.data(), a_batch, a_time};
+    const Index batch = z.shape(0), time = z.shape(1), m = z.shape(2), n = A.shape(2);
+    const Index a_row = static_cast<Index>(a.shape(1)) * n;
+    return {batch, time, n, m, A.data(), C.data(), K.data(), step(A, 0, n * n), step(C, 0, m * n), step(a, 1, n), step(a, 0, a_row)};
 }
 
 template <class Scalar>
-void mean_forward(Array<const double, 3> A, Array<const double, 3> C, Array<const double, 3> K, Array<const Scalar, 3> z, Array<const Scalar, 3> a,
-                  Array<const Scalar, 2> h0, Array<Scalar, 3> predicted, Array<Scalar, 3> filtered) {
-    const auto q = recursion<Scalar>(A, C, K, z, a, h0);
-    const MeanOutputs<Scalar> out{predicted.data(), filtered.data()};
+void mean_forward(Matrices A, Matrices C, Matrices K, Array<const Scalar, 3> z, Array<const Scalar, 3> a, Array<const Scalar, 2> h0,
+                  Array<Scalar, 3> predicted, Array<Scalar, 3> filtered, Array<Scalar, 3> innovation) {
+    const MeanRecursion q = recursion(A, C, K, z, a);
+    const MeanInputs<Scalar> in{z.data(), a.data(), h0.data()};
+    const MeanOutputs<Scalar> out{predicted.data(), filtered.data(), innovation.data()};
     nb::gil_scoped_release unlocked;
-    run(q, out);
+    run(q, in, out);
 }
 
 template <class Scalar>
-void mean_backward(Array<const double, 3> A, Array<const double, 3> C, Array<const double, 3> K, Array<const Scalar, 3> z, Array<const Scalar, 3> a,
-                   Array<const Scalar, 2> h0, Array<const Scalar, 3> predicted, Array<const Scalar, 3> filtered,
-                   std::optional<Array<const Scalar, 3>> at_predicted, std::optional<Array<const Scalar, 3>> at_filtered, Array<double, 3> grad_A,
-                   Array<double, 3> grad_C, Array<double, 3> grad_K, Array<Scalar, 3> grad_z, Array<double, 3> grad_a, Array<Scalar, 2> grad_h0) {
-    const auto q = recursion<Scalar>(A, C, K, z, a, h0);
-    const MeanGradients<Scalar> d{predicted.data(),
-                                  filtered.data(),
-                                  at_predicted ? at_predicted->data() : nullptr,
-                                  at_filtered ? at_filtered->data() : nullptr,
-                                  grad_A.data(),
-                                  grad_C.data(),
-                                  grad_K.data(),
-                                  grad_a.data(),
-                                  grad_z.data(),
-                                  grad_h0.data()};
+void mean_backward(Matrices A, Matrices C, Matrices K, Array<const Scalar, 3> predicted, Array<const Scalar, 3> filtered,
+                   Array<const Scalar, 3> innovation, std::optional<Array<const Scalar, 3>> at_predicted,
+                   std::optional<Array<const Scalar, 3>> at_filtered, std::optional<Array<const Scalar, 3>> at_innovation, Sums grad_A, Sums grad_C,
+                   Sums grad_K, Array<Scalar, 3> grad_z, Sums grad_a, Array<Scalar, 2> grad_h0) {
+    const auto data = [](const auto& x) { return x ? x->data() : nullptr; };
+    const MeanRecursion q = recursion(A, C, K, grad_z, grad_a);
+    const MeanGradients<Scalar> d{predicted.data(),  filtered.data(), innovation.data(), data(at_predicted), data(at_filtered), data(at_innovation),
+                                  grad_A.data(),     grad_C.data(),   grad_K.data(),     grad_a.data(),      grad_z.data(),     grad_h0.data()};
     nb::gil_scoped_release unlocked;
     run(q, d);
 }
@@ -75,10 +66,10 @@ void mean_backward(Array<const double, 3> A, Array<const double, 3> C, Array<con
 template <class Scalar>
 void bind(nb::module_& module) {
     module.def("mean_forward", &mean_forward<Scalar>, "A"_a.noconvert(), "C"_a.noconvert(), "K"_a.noconvert(), "z"_a.noconvert(), "a"_a.noconvert(),
-               "h0"_a.noconvert(), "predicted"_a.noconvert(), "filtered"_a.noconvert());
-    module.def("mean_backward", &mean_backward<Scalar>, "A"_a.noconvert(), "C"_a.noconvert(), "K"_a.noconvert(), "z"_a.noconvert(),
-               "a"_a.noconvert(), "h0"_a.noconvert(), "predicted"_a.noconvert(), "filtered"_a.noconvert(), "at_predicted"_a.noconvert().none(),
-               "at_filtered"_a.noconvert().none(), "grad_A"_a.noconvert(), "grad_C"_a.noconvert(), "grad_K"_a.noconvert(), "grad_z"_a.noconvert(),
+               "h0"_a.noconvert(), "predicted"_a.noconvert(), "filtered"_a.noconvert(), "innovation"_a.noconvert());
+    module.def("mean_backward", &mean_backward<Scalar>, "A"_a.noconvert(), "C"_a.noconvert(), "K"_a.noconvert(), "predicted"_a.noconvert(),
+               "filtered"_a.noconvert(), "innovation"_a.noconvert(), "at_predicted"_a.noconvert().none(), "at_filtered"_a.noconvert().none(),
+               "at_innovation"_a.noconvert().none(), "grad_A"_a.noconvert(), "grad_C"_a.noconvert(), "grad_K"_a.noconvert(), "grad_z"_a.noconvert(),
                "grad_a"_a.noconvert(), "grad_h0"_a.noconvert());
 }
 

@@ -183,8 +183,8 @@ def filter_sequence(ssm: StateSpace, measurements: Gaussian, observed: Tensor | 
     means = mean_pass(problem, covs.gain)
     dtype = problem.z.dtype
     predicted_cov = covs.predicted
-    predicted = Gaussian(join(means.predicted, 1), round_cov(predicted_cov, dtype))
-    filtered = Gaussian(join(means.filtered, 1), round_cov(covs.filtered, dtype))
+    predicted = Gaussian(means.predicted, round_cov(predicted_cov, dtype))
+    filtered = Gaussian(means.filtered, round_cov(covs.filtered, dtype))
     projected = _project_all(ssm, measurements, predicted.mean, predicted_cov)
     return FilterResult(predicted, filtered, projected, log_likelihood(problem, means, covs))
 
@@ -204,7 +204,7 @@ def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | N
     problem = prepare(ssm, measurements, observed)
     covs = covariance_pass(problem)
     means = mean_pass(problem, covs.gain)
-    filtered = Gaussian(join(means.filtered, 1), round_cov(covs.filtered, problem.z.dtype))
+    filtered = Gaussian(means.filtered, round_cov(covs.filtered, problem.z.dtype))
     return filtered, log_likelihood(problem, means, covs)
 
 

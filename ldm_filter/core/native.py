@@ -26,8 +26,8 @@ def available() -> bool:
     return _load() is not None
 
 
-def mean_recursion(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
-    """Kalman means under given gains: ``p_t = A_t f_{t-1} + a_t``, ``f_t = p_t + K_t (z_t - C_t p_t)``, from ``p_0 = h0``.
+def mean_recursion(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Kalman means under given gains: ``p_t = A_t f_{t-1} + a_t``, ``e_t = z_t - C_t p_t``, ``f_t = p_t + K_t e_t``, from ``p_0 = h0``.
 
     The state is carried in double precision and rounded where it is written, so that float32 does not drift with T. Each
     sequence is computed by itself: its result does not depend on the batch it is in. First derivatives only.
@@ -43,16 +43,16 @@ def mean_recursion(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Te
         All on the CPU. z, a and h0 of one dtype, float32 or float64; A, C and K of that dtype or float64.
 
     Returns:
-        The predicted means p and the filtered means f, ``(B, T, n)`` each, in the dtype of z.
+        Predicted means p and filtered means f, ``(B, T, n)`` each, and innovations e, ``(B, T, m)``, in the dtype of z.
 
     Raises:
         TypeError: for anything but tensors of these dtypes.
         ValueError: for shapes that do not fit together, or tensors of another device.
         RuntimeError: where the extension is not installed; ask :func:`available` first.
 
-    >>> one = torch.ones(1, 1, 1)
+    >>> one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     >>> if available():
-    ...     predicted, filtered = mean_recursion(one, one, torch.full((3, 1, 1), 0.5), torch.ones(1, 3, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1))
+    ...     predicted, filtered, innovation = mean_recursion(one, one, torch.full((3, 1, 1), 0.5), torch.ones(1, 3, 1), zero, zero[0])
     ...     print(filtered.flatten().tolist())
     [0.5, 0.75, 0.875]
     """
@@ -65,37 +65,31 @@ def mean_recursion(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Te
 
 class _MeanRecursion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         predicted = z.new_empty(*z.shape[:2], h0.shape[1])
-        filtered = torch.empty_like(predicted)
-        _kernels().mean_forward(*_inputs(A, C, K, z, a, h0), predicted.numpy(), filtered.numpy())
+        outputs = predicted, torch.empty_like(predicted), z.new_empty(z.shape)
+        inputs = [_view(x.double()) for x in (A, C, K)] + [_view(x) for x in (z, a, h0)]
+        _kernels().mean_forward(*inputs, *map(_view, outputs))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(A, C, K, z, a, h0, predicted, filtered)
-        return predicted, filtered
+        ctx.save_for_backward(A, C, K, *outputs)
+        ctx.offset_shape = a.shape
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, at_predicted: Tensor | None, at_filtered: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, predicted, filtered = ctx.saved_tensors
-        A, C, K, z, a, h0 = inputs
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor, ...]:
+        A, C, K, *outputs = ctx.saved_tensors
+        predicted, _, innovation = outputs
         # What the batch shares is summed over it, and that in double.
-        sums = [torch.zeros(x.shape, dtype=torch.float64) for x in (A, C, K, a)]
-        grad_z, grad_h0 = torch.empty_like(z, memory_format=torch.contiguous_format), torch.empty_like(h0, memory_format=torch.contiguous_format)
-        arriving = (None if g is None else _view(g) for g in (at_predicted, at_filtered))
-        shared_A, shared_C, shared_K, shared_a = (x.numpy() for x in sums)
-        _kernels().mean_backward(
-            *_inputs(*inputs), predicted.numpy(), filtered.numpy(), *arriving, shared_A, shared_C, shared_K, grad_z.numpy(), shared_a, grad_h0.numpy()
-        )
-        grad_A, grad_C, grad_K, grad_a = (total.to(x.dtype) for total, x in zip(sums, (A, C, K, a), strict=True))
-        return grad_A, grad_C, grad_K, grad_z, grad_a, grad_h0
-
-
-def _inputs(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> list[Any]:
-    """NumPy views for the kernel: handing over a tensor itself costs ten times as much."""
-    return [_view(x.double()) for x in (A, C, K)] + [_view(x) for x in (z, a, h0)]
+        grad_A, grad_C, grad_K, grad_a = (torch.zeros(shape, dtype=torch.float64) for shape in (A.shape, C.shape, K.shape, ctx.offset_shape))
+        grad_z, grad_h0 = torch.empty_like(innovation), predicted.new_empty(predicted.shape[0], predicted.shape[2])
+        inputs = [_view(x.double()) for x in (A, C, K)] + [_view(x) for x in outputs] + [None if g is None else _view(g) for g in arriving]
+        _kernels().mean_backward(*inputs, *map(_view, (grad_A, grad_C, grad_K, grad_z, grad_a, grad_h0)))
+        return grad_A.to(A.dtype), grad_C.to(C.dtype), grad_K.to(K.dtype), grad_z, grad_a.to(grad_z.dtype), grad_h0
 
 
 def _view(x: Tensor) -> Any:
+    """A NumPy view for the kernel, of contiguous memory: handing over the tensor itself costs ten times as much."""
     return x.detach().contiguous().numpy()
 
 

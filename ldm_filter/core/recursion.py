@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_filter.core import native
 from ldm_filter.core.inputs import Problem
 from ldm_filter.core.linalg import NotPositiveDefiniteError, affine, multiply_add, symmetrise, whiten
 
@@ -26,6 +27,7 @@ __all__ = [
     "join",
     "log_density_of",
     "log_likelihood",
+    "mean_loop",
     "mean_pass",
     "per_step",
     "predict_cov",
@@ -74,11 +76,11 @@ class Covariances(NamedTuple):
 
 
 class Means(NamedTuple):
-    """What the mean pass yields, in the caller's dtype, as lists: a caller stacks what it needs."""
+    """What the mean pass yields, in the caller's dtype."""
 
-    predicted: list[Tensor]  # T of (B, n), or (n,) where B = 1
-    filtered: list[Tensor]
-    innovation: list[Tensor]  # T of (B, m)
+    predicted: Tensor  # (B, T, n)
+    filtered: Tensor  # (B, T, n)
+    innovation: Tensor  # (B, T, m)
 
 
 def covariance_pass(x: Problem) -> Covariances:
@@ -103,7 +105,15 @@ def covariance_pass(x: Problem) -> Covariances:
 
 
 def mean_pass(x: Problem, gain: Tensor) -> Means:
-    """The data run through the gains."""
+    """The data run through the gains: one compiled pass where the batch shares them, on the CPU, or else the loop."""
+    shared = all(field.shape[0] == 1 for field in (x.A, x.C, gain))
+    if shared and x.z.device.type == "cpu" and x.z.dtype in (torch.float32, torch.float64) and native.available():
+        return Means(*native.mean_recursion(x.A[0], x.C[0], gain[0], x.z, x.a, x.initial.mean))
+    return mean_loop(x, gain)
+
+
+def mean_loop(x: Problem, gain: Tensor) -> Means:
+    """The same for any gains on any device, step by step."""
     steps = x.z.shape[1]
     As, offsets, Cs, Ks, zs = (per_step(field, steps) for field in (x.A, x.a, x.C, gain, x.z))
     h = x.initial.mean[0] if x.z.shape[0] == 1 else x.initial.mean
@@ -115,13 +125,12 @@ def mean_pass(x: Problem, gain: Tensor) -> Means:
         h = affine(h, Ks[t], e)
         filtered.append(h)
         innovations.append(e)
-    return Means(predicted, filtered, innovations)
+    return Means(join(predicted, 1), join(filtered, 1), join(innovations, 1))
 
 
 def log_likelihood(x: Problem, means: Means, covs: Covariances) -> Tensor:
     """log p(z_t | z_<t) of all steps at once, ``(B, T)``, in float64 until the end."""
-    innovation = join(means.innovation, 1)
-    return log_density_of(innovation, whiten(covs.factor, innovation.double()), covs.factor, x.seen)
+    return log_density_of(means.innovation, whiten(covs.factor, means.innovation.double()), covs.factor, x.seen)
 
 
 def per_step(field: Tensor, steps: int) -> tuple[Tensor, ...]:
