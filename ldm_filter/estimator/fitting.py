@@ -1,0 +1,183 @@
+"""From parsed data to a trained, calibrated model: every step of ``LDMFilter.fit`` in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldm_filter.data.scaling import statistics
+from ldm_filter.data.windows import Windows, split
+from ldm_filter.models.dynamics import LinearDynamics
+from ldm_filter.models.encoders import ConstantNoise, Encoder
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import Readout, fit_readout
+from ldm_filter.models.subspace import canonical_variates
+from ldm_filter.objectives.objective import Objective
+from ldm_filter.training import History, TrainingOptions, train
+from ldm_filter.types import Gaussian, Sequences
+
+__all__ = ["Beliefs", "Plan", "beliefs", "build", "finish", "fit_observation_readout", "initialise", "make_plan", "run_training"]
+
+LEAST_UPDATES = 600
+MOST_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Windows, batches and epochs of one fit."""
+
+    training: Windows
+    validation: Windows | None
+    batch_size: int
+    epochs: int
+
+
+class Beliefs(NamedTuple):
+    """Predicted states p(h_t | y_<t) beside the observations that then came, of whole windows, from the second step on."""
+
+    belief: Gaussian
+    targets: Tensor
+    observed: Tensor
+
+
+def build(event_shape: tuple[int, ...], config: dict[str, Any], encoder: str | nn.Module, latent_dim: int, dtype: torch.dtype) -> LatentFilter:
+    """The untrained model; starting values come from ``config["seed"]`` alone."""
+    generator = torch.Generator().manual_seed(config["seed"])
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw their starting values from the global generator
+        torch.manual_seed(config["seed"])
+        measure = Encoder(event_shape, latent_dim, encoder, config["noise"])
+    dynamics = LinearDynamics(config["state_dim"], latent_dim, config["transition_cov"], config["observation"], generator=generator)
+    return LatentFilter(measure, dynamics).to(dtype)
+
+
+def make_plan(
+    sequences: Sequences, validation: Sequences | float | None, window: int | None, batch_size: int | None, epochs: int | None, seed: int
+) -> Plan:
+    """Split, cut into windows, and choose what was left open: small data get smaller batches and more epochs.
+
+    Without a choice of ``epochs`` there are 20, or as many as give 600 updates (at most 300).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out: Sequences | None
+    if isinstance(validation, float):
+        sequences, held_out = split(sequences, validation, generator) if int(sequences.lengths.min()) >= 20 else (sequences, None)
+    else:
+        held_out = validation
+    length = window or min(100, int(sequences.lengths.max()))
+    training = Windows(sequences, length)
+    count = len(training.index())
+    batch_size = batch_size or max(4, min(32, count // 8))
+    updates = len(training.epoch(batch_size, torch.Generator().manual_seed(seed)))
+    epochs = epochs or max(20, min(300, -(-LEAST_UPDATES // updates)))
+    return Plan(training, None if held_out is None else Windows(held_out, length), batch_size, epochs)
+
+
+@torch.no_grad()
+def initialise(model: LatentFilter, sequences: Sequences) -> None:
+    """Start from the classical filter: principal components, and dynamics by subspace identification of their series."""
+    mean, std = statistics(sequences)
+    values, observed = _rows(sequences)
+    model.encoder.fit_normalisation(values, observed, mean.to(values.dtype), std.to(values.dtype))
+    if not model.dynamics.learned_observation:
+        return
+    pieces = next(Windows(sequences, min(200, int(sequences.lengths.max()))).batches(max(1, 100_000 // 200), shuffle=False))
+    measurements, seen = model.encode(pieces.values, pieces.observed)
+    try:
+        ssm, measurement_cov = canonical_variates(measurements.mean, seen, model.dynamics.state_dim)
+    except (ValueError, torch.linalg.LinAlgError):
+        return  # too little data for the state's size: the plain start is kept
+    model.dynamics.set_matrices(ssm)
+    if isinstance(model.encoder.noise, ConstantNoise):
+        model.encoder.noise.set_covariance(measurement_cov)
+
+
+def run_training(model: LatentFilter, objective: Objective, plan: Plan, options: TrainingOptions) -> History:
+    """Latent distribution matching on the plan's windows."""
+
+    rows, complete = _rows(plan.training.sequences, 1000)
+    complete = complete.flatten(1).all(-1)
+    partial = not bool(complete.all()) or options.mask_rate > 0
+
+    def batches(generator: torch.Generator) -> Iterator[Sequences]:
+        if partial:  # what a missing channel costs follows the encoder as it learns, so that R stays that of complete steps
+            _fit_missing(model, rows, complete)
+        return plan.training.batches(plan.batch_size, generator)
+
+    held_out = plan.validation
+    validation = None if held_out is None else lambda _: held_out.batches(max(plan.batch_size, 64), shuffle=False)
+    updates = len(plan.training.epoch(plan.batch_size, torch.Generator().manual_seed(options.seed)))
+    return train(model, objective, batches, updates, options, validation)
+
+
+@torch.no_grad()
+def finish(model: LatentFilter, sequences: Sequences) -> None:
+    """Measure what missing channels cost, fix the gauge (zero mean, unit variance of every latent), bring the state to canonical form."""
+    values, observed = _rows(sequences, 5000)
+    _fit_missing(model, values, observed.flatten(1).all(-1))
+    if model.dynamics.learned_observation:
+        device = model.encoder.center.device
+        measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))
+        model.centre()
+        model.fix_gauge(torch.zeros_like(measurements.mean[0, 0]), measurements.mean[seen].std(0))
+        model.canonicalise()
+
+
+@torch.no_grad()
+def beliefs(model: LatentFilter, windows: Windows, most_steps: int = 60_000) -> Beliefs:
+    """Predictions for up to ``most_steps`` steps of windows, evenly spread.
+
+    Predictions, not filtered states: those have seen the observation's own noise, so that its residual would come out too small and the
+    read-out would learn to repeat the noise. E[x_t | x_<t] is what identifies the emission x = W h + noise.
+    """
+    index = windows.index()
+    most = max(1, most_steps // windows.length)
+    if len(index) > most:
+        index = index[torch.linspace(0, len(index) - 1, most).round().long()]
+    device = model.encoder.center.device
+    parts = []
+    for piece in index.split(256):
+        batch = windows.take(piece)
+        predicted = model(batch.values.to(device), batch.observed.to(device)).predicted
+        rows = (predicted.mean.cpu(), predicted.cov.cpu(), batch.values.flatten(2), batch.observed.flatten(2))
+        parts.append(tuple(row[:, 1:] for row in rows))  # the first prediction is the initial belief, whatever the data
+    mean, covs, targets, observed = zip(*parts, strict=True)
+    # In the constant regime every window has the same covariances: one copy will do.
+    if all(cov.shape[0] == 1 for cov in covs):
+        cov = covs[0]
+    else:
+        cov = torch.cat([part.expand(len(own), *part.shape[1:]) for part, own in zip(covs, mean, strict=True)])
+    return Beliefs(Gaussian(torch.cat(mean), cov), torch.cat(targets), torch.cat(observed))
+
+
+def fit_observation_readout(model: LatentFilter, plan: Plan, kind: str, seed: int) -> Readout:
+    """The read-out from states to the data itself, in standardised units; its covariance is taken from held-out windows."""
+    training = _standardised(model, beliefs(model, plan.training))
+    held_out = None if plan.validation is None else _standardised(model, beliefs(model, plan.validation))
+    generator = torch.Generator().manual_seed(seed)
+    return fit_readout(*training, kind=kind, held_out=held_out, generator=generator).to(model.encoder.center.device)
+
+
+def _standardised(model: LatentFilter, found: Beliefs) -> Beliefs:
+    center, scale = model.encoder.center.flatten().cpu(), model.encoder.scale.flatten().cpu()
+    return found._replace(targets=torch.where(found.observed, (found.targets - center) / scale, torch.zeros_like(found.targets)))
+
+
+@torch.no_grad()
+def _fit_missing(model: LatentFilter, values: Tensor, complete: Tensor) -> None:
+    if int(complete.sum()) >= 10:
+        device = model.encoder.center.device
+        whole = values[complete].to(device)
+        model.encoder.fit_missing(whole, torch.ones_like(whole, dtype=torch.bool))
+
+
+def _rows(sequences: Sequences, most: int = MOST_ROWS) -> tuple[Tensor, Tensor]:
+    """Observations ``(N, *event)`` at which something was seen, evenly spread over series and time."""
+    seen = sequences.observed.flatten(2).any(-1).nonzero()
+    if len(seen) > most:
+        seen = seen[torch.linspace(0, len(seen) - 1, most).round().long()]
+    series, step = seen.unbind(1)
+    return sequences.values[series, step], sequences.observed[series, step]

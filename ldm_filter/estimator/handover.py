@@ -1,0 +1,42 @@
+"""The fitted latent filter in the hands of other libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from filterpy.kalman import KalmanFilter
+
+from ldm_filter.models.latent_filter import LatentFilter
+
+__all__ = ["as_filterpy"]
+
+
+@torch.no_grad()
+def as_filterpy(model: LatentFilter) -> KalmanFilter:
+    """A ``filterpy.kalman.KalmanFilter`` with the model's matrices, in float64.
+
+    The filter starts from the *prediction* for the first row: call ``update(z)`` first, then ``predict()`` and ``update(z)`` in turn.
+
+    Raises:
+        ValueError: the model has an offset, which filterpy does not (only with observation="selector").
+    """
+    ssm = model.dynamics()
+    n, m = ssm.transition_matrix.shape[0], ssm.observation_matrix.shape[0]
+    if bool(ssm.transition_offset.abs().max() > 1e-6) or bool(ssm.observation_offset.abs().max() > 1e-6):
+        raise ValueError('the model has offsets, which filterpy has no place for; fit with observation="learned", which centres the state')
+    filtering = KalmanFilter(dim_x=n, dim_z=m)
+    filtering.x = _column(ssm.initial.mean)
+    filtering.P, filtering.F, filtering.Q = (_matrix(x) for x in (ssm.initial.cov, ssm.transition_matrix, ssm.transition_cov))
+    filtering.H = _matrix(ssm.observation_matrix)
+    encoder = model.encoder
+    nothing = encoder.center.expand(1, 1, *encoder.event_shape)
+    filtering.R = _matrix(encoder(nothing, torch.ones_like(nothing, dtype=torch.bool)).cov[0, 0])
+    return filtering
+
+
+def _matrix(x: torch.Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy().copy()
+
+
+def _column(x: torch.Tensor) -> np.ndarray:
+    return _matrix(x)[:, None]

@@ -1,0 +1,111 @@
+"""Run a fitted model over parsed data and name what comes out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm_filter.core.linalg import cholesky, whiten
+from ldm_filter.core.smoothing import smooth_sequence
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import Readout
+from ldm_filter.types import FilterResult, Gaussian, Labels, Sequences
+
+__all__ = ["Run", "last_belief", "observation_moments", "result_fields", "run_filter"]
+
+CHUNK_STEPS = 1 << 16
+Field = tuple[tuple[str, ...], Tensor]
+
+
+class Run(NamedTuple):
+    """A filtered (and perhaps smoothed) batch."""
+
+    sequences: Sequences
+    labels: Labels
+    measurements: Gaussian
+    seen: Tensor
+    result: FilterResult
+    smoothed: Gaussian | None
+
+
+@torch.no_grad()
+def run_filter(model: LatentFilter, sequences: Sequences, labels: Labels, smooth: bool = False) -> Run:
+    """Filter in chunks that carry the belief: the memory beyond the result's own does not grow with the series' length."""
+    model.eval()
+    device = model.encoder.center.device
+    batch = max(1, sequences.values.shape[0])
+    values, observed = sequences.values.to(device), sequences.observed.to(device)
+    chunks = list(model.filter_chunks(values, observed, max(1, CHUNK_STEPS // batch)))
+    measurements = _join_gaussians([chunk[0] for chunk in chunks])
+    seen = torch.cat([chunk[1] for chunk in chunks], dim=1)
+    parts = [chunk[2] for chunk in chunks]
+    result = FilterResult(
+        _join_gaussians([part.predicted for part in parts]),
+        _join_gaussians([part.filtered for part in parts]),
+        _join_gaussians([part.projected for part in parts]),
+        torch.cat([part.log_likelihood for part in parts], dim=1),
+    )
+    smoothed = smooth_sequence(model.dynamics(), result).smoothed if smooth else None
+    return Run(sequences, labels, measurements, seen, result, smoothed)
+
+
+def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, Field]:
+    """The variables of a result Dataset, with their dims."""
+    result, seen = run.result, run.seen.unsqueeze(-1)
+    latent_mean = torch.where(seen, run.measurements.mean, result.projected.mean)
+    latent_cov = run.measurements.cov
+    if not bool(run.seen.all()):
+        latent_cov = torch.where(seen.unsqueeze(-1), latent_cov, result.projected.cov)
+    fields: dict[str, Field] = {}
+    for name, gaussian, dim in (
+        ("filtered", result.filtered, "state"),
+        ("predicted", result.predicted, "state"),
+        ("projected", result.projected, "latent"),
+        ("latent", Gaussian(latent_mean, latent_cov), "latent"),
+        *((("smoothed", run.smoothed, "state"),) if run.smoothed is not None else ()),
+    ):
+        fields[f"{name}_mean"] = (("series", "time", dim), gaussian.mean)
+        fields[f"{name}_cov"] = (("series", "time", dim, f"{dim}_aux"), gaussian.cov)
+    fields["log_likelihood"] = (("series", "time"), result.log_likelihood)
+    fields["nis"] = (("series", "time"), normalised_innovations(run))
+    mean, std = observation_moments(model, readout, result.filtered if run.smoothed is None else run.smoothed)
+    dims = ("series", "time", *run.labels.event_dims)
+    return fields | {"reconstruction_mean": (dims, mean), "reconstruction_std": (dims, std)}
+
+
+@torch.no_grad()
+def normalised_innovations(run: Run) -> Tensor:
+    """NIS / m = e' S^-1 e / m, ``(B, T)``, mean 1 where the model is consistent; NaN where nothing is observed."""
+    innovation = (run.measurements.mean - run.result.projected.mean).double()
+    white = whiten(cholesky(run.result.projected.cov.double()), innovation)
+    return white.square().mean(-1).masked_fill(~run.seen, torch.nan).to(run.result.log_likelihood.dtype)
+
+
+@torch.no_grad()
+def observation_moments(model: LatentFilter, readout: Readout, belief: Gaussian) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the observation given a belief about the state, ``(B, T, *event)`` in the data's units."""
+    mean, var = readout.moments(belief)
+    event = model.encoder.event_shape
+    std = var.clamp_min(0.0).sqrt().expand_as(mean)
+    scale = model.encoder.scale
+    return mean.unflatten(-1, event) * scale + model.encoder.center, std.unflatten(-1, event) * scale
+
+
+def last_belief(run: Run) -> Gaussian:
+    """The filtered state at each series' last true step: mean ``(B, n)``, cov ``(B, n, n)``."""
+    filtered = run.result.filtered
+    series = torch.arange(len(filtered.mean), device=filtered.mean.device)
+    last = (run.sequences.lengths - 1).to(filtered.mean.device)
+    cov = filtered.cov.expand(*filtered.mean.shape, filtered.mean.shape[-1])
+    return Gaussian(filtered.mean[series, last], cov[series, last])
+
+
+def _join_gaussians(parts: list[Gaussian]) -> Gaussian:
+    """Concatenate over time; shared covariances stay shared where they are so in every chunk."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = max(part.cov.shape[0] for part in parts)
+    covs = [part.cov.expand(batch, part.mean.shape[1], *part.cov.shape[2:]) for part in parts]
+    return Gaussian(torch.cat([part.mean for part in parts], dim=1), torch.cat(covs, dim=1))

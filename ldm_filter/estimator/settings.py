@@ -1,0 +1,158 @@
+"""Checks, defaults and serialisation of LDMFilter's arguments."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm_filter.core.linalg import cholesky_psd
+from ldm_filter.data.labels import describe, from_description
+from ldm_filter.estimator.fitting import build
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import Readout
+from ldm_filter.objectives.objective import resolve_objective
+from ldm_filter.training import History
+from ldm_filter.types import Gaussian, Sequences
+
+if TYPE_CHECKING:
+    from ldm_filter.estimator.ldm import LDMFilter
+
+__all__ = [
+    "check",
+    "check_counts",
+    "default_mask_rate",
+    "from_checkpoint",
+    "observation_draws",
+    "refuse_inputs",
+    "target_fields",
+    "to_checkpoint",
+    "to_json",
+]
+
+CHOICES = {
+    "dynamics": ("linear",),
+    "noise": ("constant", "input"),
+    "readout": ("auto", "linear", "mlp"),
+    "transition_cov": ("full", "diagonal"),
+    "observation": ("learned", "selector"),
+}
+
+
+def check(params: dict[str, Any]) -> None:
+    """Refuse arguments of LDMFilter that no model can be built from.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it is and what is expected.
+    """
+    for name, allowed in CHOICES.items():
+        if params[name] not in allowed:
+            raise ValueError(f"{name} is {params[name]!r}, expected one of {', '.join(map(repr, allowed))}")
+    resolve_objective(params["objective"], params["noise"])
+    check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
+    if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
+        raise ValueError(f"latent_dim is {params['latent_dim']}, expected at most state_dim = {params['state_dim']}; raise state_dim")
+    if params["dtype"] not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype is {params['dtype']}, expected torch.float32 or torch.float64")
+    for name in ("learning_rate", "dynamics_rate"):
+        if not params[name] > 0:
+            raise ValueError(f"{name} is {params[name]}, expected a positive number")
+    if params["mask_rate"] is not None and not 0 <= params["mask_rate"] < 1:
+        raise ValueError(f"mask_rate is {params['mask_rate']}, expected a share in [0, 1)")
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse anything but positive whole numbers (None means: choose)."""
+    for name, value in counts.items():
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a whole number of at least 1")
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+def refuse_inputs(inputs: Any) -> None:
+    if inputs is not None:
+        raise ValueError("inputs are given, but known controls are not built yet; leave inputs out")
+
+
+def default_mask_rate(sequences: Sequences) -> float:
+    """0.1 where single entries of an observation are missing, so that the encoder learns to do without them."""
+    flat = sequences.observed.flatten(2)
+    return 0.1 if bool((flat.any(-1) & ~flat.all(-1)).any()) else 0.0
+
+
+def target_fields(readout: Readout, belief: Gaussian) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """Variables of the supervised read-out: mean and covariance, or variances where there are many targets."""
+    dims: tuple[str, ...] = ("series", "time", "target")
+    with torch.no_grad():
+        if readout.full:
+            mean, cov = readout(belief)
+            return {"target_mean": (dims, mean), "target_cov": ((*dims, "target_aux"), cov)}
+        mean, var = readout.moments(belief)
+        return {"target_mean": (dims, mean), "target_var": (dims, var.expand_as(mean))}
+
+
+def observation_draws(model: LatentFilter, readout: Readout, paths: Tensor, generator: torch.Generator) -> Tensor:
+    """Observations ``(path, B, T, *event)`` in the data's units along state paths: the read-out's mean and its residual noise."""
+    mean = readout.mean(paths)
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    residual = readout.residual
+    noise = noise @ cholesky_psd(residual).mT.to(mean.dtype) if readout.full else noise * residual.sqrt()
+    event = model.encoder.event_shape
+    return (mean + noise).unflatten(-1, event) * model.encoder.scale + model.encoder.center
+
+
+def to_json(params: dict[str, Any]) -> str:
+    """The constructor's arguments as JSON text; a user's module by the word ``custom``."""
+    plain = {name: "custom" if isinstance(value, nn.Module) else value for name, value in params.items()}
+    return json.dumps(plain | {"dtype": str(params["dtype"]).removeprefix("torch.")})
+
+
+def to_checkpoint(estimator: LDMFilter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors under the names of their owners, and what is needed to build the modules again."""
+    model = estimator._model()
+    owners: dict[str, nn.Module] = {"model": model, "readout": estimator.readout_}
+    if estimator.target_readout_ is not None:
+        owners["target_readout"] = estimator.target_readout_
+    tensors = {f"{owner}.{name}": tensor for owner, module in owners.items() for name, tensor in module.state_dict().items()}
+    config = {
+        "params": json.loads(to_json(estimator.get_params())),
+        "labels": describe(estimator.labels_),
+        "latent_dim": model.encoder.latent_dim,
+        "readout": {name: [module.kind, len(module.bias)] for name, module in owners.items() if isinstance(module, Readout)},
+        "targets": estimator.target_names_,
+        "history": {"epochs": estimator.history_.epochs, "events": estimator.history_.events, "best_epoch": estimator.history_.best_epoch},
+    }
+    return tensors, config
+
+
+def from_checkpoint(cls: type[LDMFilter], tensors: dict[str, Tensor], config: dict[str, Any], encoder: nn.Module | None, device: str) -> LDMFilter:
+    """Build the estimator again; the weights come from ``tensors``."""
+    params = dict(config["params"]) | {"dtype": getattr(torch, config["params"]["dtype"])}
+    if params["encoder"] == "custom":
+        if encoder is None:
+            raise ValueError("the file holds a model with an encoder of your own; pass the module: LDMFilter.load(path, encoder=module)")
+        params["encoder"] = encoder
+    estimator = cls(**params)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    labels = from_description(config["labels"])
+    model = build(tuple(labels.attrs["event_shape"]), params, params["encoder"], config["latent_dim"], params["dtype"])
+    model.load_state_dict(_of("model", tensors))
+    estimator.model_, estimator.labels_ = model.to(where).eval(), labels
+    readouts = {name: Readout(params["state_dim"], size, kind).to(params["dtype"]) for name, (kind, size) in config["readout"].items()}
+    for name, readout in readouts.items():
+        readout.load_state_dict(_of(name, tensors))
+        readout.to(where).requires_grad_(False)
+    estimator.readout_, estimator.target_readout_ = readouts["readout"], readouts.get("target_readout")
+    estimator.target_names_ = list(config["targets"])
+    estimator.history_ = History(**config["history"])
+    return estimator
+
+
+def _of(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{owner}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,221 @@
+"""State -> observation or target, with covariance: fitted after training, by regression on the filter's beliefs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ldm_filter.core.linalg import cholesky_psd
+from ldm_filter.types import Gaussian
+
+__all__ = ["Readout", "fit_readout"]
+
+FULL_COV_MOST = 32
+
+
+class Readout(nn.Module):
+    """Maps a belief about the state to a Gaussian over targets.
+
+        mean = W h + b + g(h),     cov = alpha J P J' + Sigma,    J = W + dg/dh
+
+    g is absent (``"linear"``) or a small network (``"mlp"``). Sigma and alpha come from the residuals of the fit, so that the
+    average covariance is the residuals': Sigma = residual - alpha mean(J P J') with the largest alpha <= 1 that leaves Sigma positive
+    semi-definite. (Where the filter's own covariance already explains the residuals, nothing is added; where it overstates
+    them, it is trusted in proportion.) With more than 32 targets only variances are kept.
+
+    Args:
+        state_dim: n.
+        target_dim: D, the number of targets after flattening.
+        kind: ``"linear"`` or ``"mlp"``.
+
+    Shapes:
+        belief: mean ``(B, T, n)``, cov ``(1 | B, T, n, n)``. Output mean ``(B, T, D)``, cov ``(B, T, D, D)``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    state_mean: Tensor
+    state_std: Tensor
+    residual: Tensor
+    trust: Tensor
+
+    def __init__(self, state_dim: int, target_dim: int, kind: str = "linear", hidden: int = 64) -> None:
+        super().__init__()
+        if kind not in ("linear", "mlp"):
+            raise ValueError(f'readout is {kind!r}, expected "linear" or "mlp" (or "auto")')
+        self.kind, self.full = kind, target_dim <= FULL_COV_MOST
+        self.register_buffer("weight", torch.zeros(target_dim, state_dim))
+        self.register_buffer("bias", torch.zeros(target_dim))
+        self.register_buffer("state_mean", torch.zeros(state_dim))
+        self.register_buffer("state_std", torch.ones(state_dim))
+        self.register_buffer("scale", torch.ones(target_dim))
+        self.register_buffer("residual", torch.zeros((target_dim, target_dim) if self.full else (target_dim,)))
+        self.register_buffer("trust", torch.ones(() if self.full else (target_dim,)))
+        self.network: nn.Module | None = None
+        if kind == "mlp":
+            layers = [nn.Linear(state_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, target_dim)]
+            self.network = nn.Sequential(*layers)
+
+    def forward(self, belief: Gaussian) -> Gaussian:
+        """Mean ``(B, T, D)`` and full covariance ``(B, T, D, D)``.
+
+        Raises:
+            ValueError: more than 32 targets; use :meth:`moments`.
+        """
+        if not self.full:
+            raise ValueError(f"a full covariance of {len(self.bias)} targets is not kept (at most {FULL_COV_MOST}); use moments() for variances")
+        spread = self._spread(belief)
+        return Gaussian(self.mean(belief.mean), self.trust * (spread @ spread.mT) + self.residual)
+
+    def moments(self, belief: Gaussian) -> tuple[Tensor, Tensor]:
+        """Mean and variances, ``(B, T, D)`` each."""
+        if self.full:
+            mean, cov = self(belief)
+            return mean, cov.diagonal(dim1=-2, dim2=-1)
+        return self.mean(belief.mean), self.trust * self._spread(belief).square().sum(-1) + self.residual
+
+    def mean(self, states: Tensor) -> Tensor:
+        """The targets' mean at given states ``(..., n)``."""
+        linear = states @ self.weight.mT + self.bias
+        if self.network is None:
+            return linear
+        return linear + self.scale * self.network((states - self.state_mean) / self.state_std)
+
+    def _spread(self, belief: Gaussian) -> Tensor:
+        """J L with P = L L': the columns by which the targets move, ``(B, T, D, n)`` (``(1, T, D, n)`` where P and J are shared)."""
+        factor = cholesky_psd(belief.cov, "belief.cov").to(belief.mean.dtype)
+        if self.network is None:
+            return self.weight @ factor
+        columns = []
+        for column in factor.expand(*belief.mean.shape[:-1], *factor.shape[-2:]).unbind(-1):
+            columns.append(torch.func.jvp(self.mean, (belief.mean,), (column,))[1])
+        return torch.stack(columns, dim=-1)
+
+
+def fit_readout(
+    belief: Gaussian,
+    targets: Tensor,
+    observed: Tensor,
+    kind: str = "auto",
+    held_out: tuple[Gaussian, Tensor, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> Readout:
+    """Regress targets on the filter's beliefs.
+
+    Args:
+        belief: filtered states of the training series, mean ``(B, T, n)``.
+        targets: ``(B, T, D)``.
+        observed: bool ``(B, T, D)``; hidden targets take no part.
+        kind: ``"linear"`` (ridge regression, closed form), ``"mlp"`` (a network on top of it), or ``"auto"``: the network where it
+            lowers the error on held-out data by more than 2 %.
+        held_out: the same three of other series; the residual covariance is taken there (default: from the training series).
+        generator: of the network's starting values and batches.
+
+    Returns:
+        The read-out, with covariance.
+
+    Raises:
+        ValueError: an unknown kind, or a target never observed.
+    """
+    if kind not in ("auto", "linear", "mlp"):
+        raise ValueError(f'readout is {kind!r}, expected "auto", "linear" or "mlp"')
+    if not bool(observed.flatten(0, -2).any(0).all()):
+        raise ValueError(f"targets {(~observed.flatten(0, -2).any(0)).nonzero().flatten().tolist()} are never observed; leave them out")
+    held_out = (belief, targets, observed) if held_out is None else held_out
+    linear = Readout(belief.mean.shape[-1], targets.shape[-1], "linear").to(belief.mean)
+    _fit_linear(linear, belief.mean, targets, observed)
+    chosen = linear
+    if kind != "linear":
+        network = Readout(belief.mean.shape[-1], targets.shape[-1], "mlp").to(belief.mean)
+        network.load_state_dict(linear.state_dict(), strict=False)
+        _fit_network(network, belief.mean, targets, observed, generator or torch.Generator().manual_seed(0))
+        if kind == "mlp" or _error(network, *held_out) < 0.98 * _error(linear, *held_out):
+            chosen = network
+    _fit_covariance(chosen, *held_out)
+    return chosen
+
+
+@torch.no_grad()
+def _fit_linear(readout: Readout, states: Tensor, targets: Tensor, observed: Tensor) -> None:
+    x, y, w = states.flatten(0, -2).double(), targets.flatten(0, -2).double(), observed.flatten(0, -2)
+    readout.state_mean.copy_(x.mean(0))
+    readout.state_std.copy_(x.std(0).clamp_min(1e-8))
+    x = torch.cat([(x - readout.state_mean) / readout.state_std, torch.ones_like(x[:, :1])], dim=-1)
+    ridge = 1e-6 * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    if bool(w.all()):
+        solution = torch.linalg.solve(x.mT @ x / len(x) + ridge, x.mT @ y / len(x)).mT
+    else:  # every target has rows of its own
+        rows = []
+        for target, seen in zip(y.unbind(-1), w.unbind(-1), strict=True):
+            own = x[seen]
+            rows.append(torch.linalg.solve(own.mT @ own / len(own) + ridge, own.mT @ target[seen] / len(own)))
+        solution = torch.stack(rows)
+    weight = solution[:, :-1] / readout.state_std
+    readout.weight.copy_(weight)
+    readout.bias.copy_(solution[:, -1] - weight @ readout.state_mean.double())
+    residual = (y - states.flatten(0, -2).double() @ weight.mT - readout.bias) * w
+    readout.scale.copy_((residual.square().sum(0) / w.sum(0)).sqrt().clamp_min(1e-8))
+
+
+def _fit_network(
+    readout: Readout, states: Tensor, targets: Tensor, observed: Tensor, generator: torch.Generator, steps: int = 800, batch: int = 1024
+) -> None:
+    assert readout.network is not None
+    _start(readout.network, generator)
+    x, y, w = (part.flatten(0, -2) for part in (states, targets, observed.to(targets.dtype)))
+    optimiser = torch.optim.Adam(readout.network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator)
+            error = (readout.mean(x[rows]) - y[rows]) / readout.scale * w[rows]
+            optimiser.zero_grad()
+            error.square().mean().backward()
+            optimiser.step()
+            schedule.step()
+    for parameter in readout.network.parameters():
+        parameter.requires_grad_(False)
+
+
+def _start(network: nn.Module, generator: torch.Generator) -> None:
+    """Uniform starting values from the generator given; the last layer at zero, so that the fit starts from the linear one."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers:
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in layer.parameters():
+                parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2.0 - 1.0) * bound)
+        layers[-1].weight.zero_()
+        layers[-1].bias.zero_()
+
+
+@torch.no_grad()
+def _error(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> float:
+    error = (readout.mean(belief.mean) - targets) / readout.scale * observed
+    return float(error.square().sum() / observed.sum())
+
+
+@torch.no_grad()
+def _fit_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
+    """Sigma and alpha from residuals on held-out data; pairs of targets count where both are observed."""
+    error = ((targets - readout.mean(belief.mean)) * observed).flatten(0, -2).double()
+    seen = observed.flatten(0, -2).double()
+    spread = readout._spread(belief).double()
+    if not readout.full:
+        residual = error.square().sum(0) / seen.sum(0).clamp_min(1.0)
+        own = spread.square().sum(-1).flatten(0, -2).mean(0)
+        trust = (residual / own.clamp_min(1e-300)).clamp_max(1.0)
+        readout.trust.copy_(trust)
+        readout.residual.copy_((residual - trust * own).clamp_min(1e-6 * residual))
+        return
+    residual = error.mT @ error / (seen.mT @ seen).clamp_min(1.0)
+    residual = residual + 1e-9 * residual.diagonal().mean() * torch.eye(len(residual), dtype=residual.dtype, device=residual.device)
+    own = (spread @ spread.mT).flatten(0, -3).mean(0)
+    root = torch.linalg.cholesky(residual)
+    relative = torch.linalg.solve_triangular(root, torch.linalg.solve_triangular(root, own, upper=False).mT, upper=False)
+    trust = min(1.0, 1.0 / max(float(torch.linalg.eigvalsh(relative)[-1]), 1e-300))
+    readout.trust.fill_(trust)
+    # A sliver stays, so that no direction is ever claimed to be known exactly.
+    readout.residual.copy_(residual - (1.0 - 1e-6) * trust * own)
