@@ -281,7 +281,7 @@ class LDMFilter:
         return OnlineFilter(self._model(), step_seconds=self.labels_.attrs.get("step"), streams=streams)
 
     def to_filterpy(self) -> KalmanFilter:
-        """The latent filter as a ``filterpy.kalman.KalmanFilter``; feed it ``latent_mean`` (and, where R varies, ``latent_cov``) of :meth:`encode`."""
+        """The latent filter as a ``filterpy.kalman.KalmanFilter``; feed it ``latent_mean`` (and, where R varies, ``latent_cov``) of ``encode``."""
         return as_filterpy(self._model())
 
     # ---------------------------------------------------------------------------------------------------------- book-keeping

@@ -40,6 +40,7 @@ class Readout(nn.Module):
     state_std: Tensor
     residual: Tensor
     trust: Tensor
+    scale: Tensor
 
     def __init__(self, state_dim: int, target_dim: int, kind: str = "linear", hidden: int = 64) -> None:
         super().__init__()
@@ -215,7 +216,7 @@ def _fit_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observe
     own = (spread @ spread.mT).flatten(0, -3).mean(0)
     root = torch.linalg.cholesky(residual)
     relative = torch.linalg.solve_triangular(root, torch.linalg.solve_triangular(root, own, upper=False).mT, upper=False)
-    trust = min(1.0, 1.0 / max(float(torch.linalg.eigvalsh(relative)[-1]), 1e-300))
-    readout.trust.fill_(trust)
+    share = min(1.0, 1.0 / max(float(torch.linalg.eigvalsh(relative)[-1]), 1e-300))
+    readout.trust.fill_(share)
     # A sliver stays, so that no direction is ever claimed to be known exactly.
-    readout.residual.copy_(residual - (1.0 - 1e-6) * trust * own)
+    readout.residual.copy_(residual - (1.0 - 1e-6) * share * own)
