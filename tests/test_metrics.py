@@ -106,12 +106,26 @@ def test_decoded_covariance_covers_a_filter_plus_read_out_error() -> None:
     assert metrics.coverage(estimate @ w.T, w @ p @ w.T + np.cov(residual.T), y) > 0.97
 
 
-def test_decoded_covariance_never_falls_below_the_filters_own() -> None:
+def test_decoded_covariance_trusts_an_overstated_filter_in_proportion() -> None:
+    """P claims four times the true error: the published cut covers too much, the trusted share covers 95 % at every spread."""
+    rng = np.random.default_rng(5)
+    spread = rng.uniform(0.2, 1.5, (20000, 1))
+    error = spread * draws((20000,), 6)
+    claimed = 4 * spread[..., None] ** 2 * COV
+    cov = decoded_covariance(np.eye(2), claimed, np.cov(error.T))
+    assert metrics.coverage(np.zeros_like(error), claimed, error) > 0.99
+    assert metrics.coverage(np.zeros_like(error), cov, error) == pytest.approx(0.95, abs=0.01)
+    assert cov.mean(0) == pytest.approx(np.cov(error.T), abs=1e-10)
+
+
+def test_decoded_covariance_takes_the_largest_share_that_leaves_the_rest_positive() -> None:
     p = np.stack([np.eye(2), 3 * np.eye(2)])
-    assert decoded_covariance(np.eye(2), p, 0.1 * np.eye(2)) == pytest.approx(p)
     assert decoded_covariance(np.eye(2), p, 4 * np.eye(2), reference=np.eye(2)) == pytest.approx(p + 3 * np.eye(2))
-    mixed = decoded_covariance(np.eye(2), p[:1], np.diag([3.0, 0.5]))
-    assert mixed[0] == pytest.approx(np.diag([3.0, 1.0]))
+    assert decoded_covariance(np.eye(2), p, 0.1 * np.eye(2)) == pytest.approx(0.05 * p)
+    assert decoded_covariance(np.eye(2), p, np.diag([3.0, 0.5]), reference=np.eye(2)) == pytest.approx(0.5 * p + np.diag([2.5, 0.0]))
+    assert decoded_covariance(np.eye(2), 0 * p, 4 * np.eye(2)) == pytest.approx(np.stack([4 * np.eye(2)] * 2))
+    with pytest.raises(ValueError, match="residual_cov is not positive definite"):
+        decoded_covariance(np.eye(2), p, np.diag([1.0, 0.0]))
 
 
 def test_noise_corr_uses_the_mean_variance() -> None:
