@@ -28,5 +28,9 @@ def kalman_log_density(ssm: StateSpace, measurements: Gaussian, observed: Tensor
     if not detach_target:
         return filter_moments(ssm, measurements, observed)[1]
     projected = filter_sequence(ssm, measurements, observed).projected
-    density = log_density(measurements.mean.detach(), projected)
-    return density if observed is None else density.masked_fill(~observed, 0.0)
+    target = measurements.mean.detach()
+    if observed is None:
+        return log_density(target, projected)
+    # Filled before and masked after: a NaN that is only masked after still reaches the gradient.
+    target = target.masked_fill(~observed.unsqueeze(-1), 0.0)
+    return log_density(target, projected).masked_fill(~observed, 0.0)

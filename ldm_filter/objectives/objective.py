@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,22 +59,29 @@ class Objective:
     def __post_init__(self) -> None:
         if self.entropy not in OBJECTIVES[1:]:
             raise ValueError(f"entropy is {self.entropy!r}, expected one of {', '.join(OBJECTIVES[1:])}")
+        if not 0.0 <= self.gauge_weight < math.inf:
+            raise ValueError(f"gauge_weight is {self.gauge_weight}, expected a number of at least 0")
 
-    def __call__(
-        self, ssm: StateSpace, measurements: Gaussian, observed: Tensor, gather: Callable[[Tensor], Tensor] = _no_gather
-    ) -> ObjectiveValue:
+    def __call__(self, ssm: StateSpace, measurements: Gaussian, observed: Tensor, gather: Callable[[Tensor], Tensor] = _no_gather) -> ObjectiveValue:
         """Evaluate on a batch.
 
         Args:
             ssm: the latent model.
             measurements: encoder output ``(B, T, m)``.
             observed: bool ``(B, T)``.
-            gather: joins tensors ``(N, ...)`` over the processes of a data-parallel run, with gradients, so that the entropy is
-                that of the *global* batch.
+            gather: joins tensors ``(N, ...)``, N of its own in each, over the processes of a data-parallel run, with gradients, so
+                that every figure belongs to the *global* batch. The alignment is this process' share: the processes' mean is the
+                global one, as is the mean of their gradients.
+
+        Raises:
+            ValueError: no step observed, or too few for the estimator; measurements that the filter refuses.
         """
         plug_in = self.entropy == "stop-gradient"
         density = kalman_log_density(ssm, measurements, observed, detach_target=plug_in)
-        alignment = density.sum() / observed.sum().clamp_min(1)
+        steps = gather(observed.sum().reshape(1)).to(density.dtype).mean()
+        if not steps > 0:
+            raise ValueError("observed is False at every step of the batch; there is nothing to learn from")
+        alignment = density.sum() / steps
         samples = gather(measurements.mean[observed])
         entropy = alignment.new_zeros(()) if plug_in else self._uniformity(measurements, observed, samples, gather)
         mean, var = samples.mean(0), samples.var(0, correction=0) + 1e-12
