@@ -42,10 +42,10 @@ clean:  ## remove .venv, caches and build output
 
 # Editable: a change of a .py file needs no new install; a change of what is listed in SOURCES does.
 $(STAMP): $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@$(BIN)/python -W ignore -c "from ldm_filter.core import native; \
-	    print('ldm-filter installed,', 'with its compiled kernels' if native.available() else 'without compiled kernels (slower; needs a C++ compiler)')"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev]"
 	@touch $@
+	@$(BIN)/python -W ignore -c "from ldm_filter.core import native; \
+	    print('ldm-filter is installed,', 'with its compiled kernels' if native.available() else 'without compiled kernels (slower; needs a C++ compiler)')"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -4,8 +4,8 @@
 // they are read and rounded when they are written.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
-#include <vector>
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define LDM_INLINE __forceinline
@@ -70,14 +70,9 @@ template <int W, class Scalar>
 LDM_INLINE void write(Scalar* target, const Lanes<W>* LDM_RESTRICT x, Index length, Index stride, int count) {
     for (int k = 0; k < W / kPack; ++k) {
         Scalar* row = target + k * kPack * stride;
-        if (count >= (k + 1) * kPack) {
-            for (Index i = 0; i < length; ++i) {
-                for (int l = 0; l < kPack; ++l) row[l * stride + i] = static_cast<Scalar>(x[i].part[k][l]);
-            }
-        } else {
-            for (Index i = 0; i < length; ++i) {
-                for (int l = 0; l < count - k * kPack; ++l) row[l * stride + i] = static_cast<Scalar>(x[i].part[k][l]);
-            }
+        const int lanes = std::min(kPack, count - k * kPack);
+        for (Index i = 0; i < length; ++i) {
+            for (int l = 0; l < lanes; ++l) row[l * stride + i] = static_cast<Scalar>(x[i].part[k][l]);
         }
     }
 }
