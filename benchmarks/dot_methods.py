@@ -1,0 +1,153 @@
+"""What is compared on the dot videos: the learned filter, the classical ones, the exact one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.dot_tasks import SETTINGS, Bench, Estimate, Settings, bench, evaluate, evaluate_oracle
+from ldm_filter import LDMFilter, metrics
+from ldm_filter.baselines import PCAKalman
+from ldm_filter.core.kalman import filter_sequence
+
+__all__ = ["BASELINES", "Outcome", "default_methods", "run"]
+
+BASELINES = ("pca-em-kf", "pca-em-kf-adaptive", "pca-affine")
+LIMIT_SECONDS = 60.0
+
+
+class Fitted(NamedTuple):
+    """A trained method: frames -> estimate, and how many updates (of gradients, or of EM) made it."""
+
+    estimate: Callable[[NDArray], Estimate]
+    train_steps: int
+
+
+class Outcome(NamedTuple):
+    """One run. ``seconds`` is the wall time of fit, filtering and read-out, without drawing the data; ``metrics["fit_seconds"]`` that of the fit."""
+
+    metrics: dict[str, float]
+    readout: str
+    seconds: float
+    train_steps: int
+
+
+def default_methods(task: str) -> tuple[str, ...]:
+    """The learned filter with the objective that ``LDMFilter`` takes by default there, and everything it must stand beside."""
+    ours = "ldm-conditional-log-det" if SETTINGS[task].noise == "input" else "ldm-log-det"
+    return (ours, *BASELINES, "oracle")
+
+
+def run(task: str, method: str, budget: str, seed: int) -> Outcome:
+    """Fit a method on training frames, read the position out, and judge it on test sequences.
+
+    Args:
+        task: a key of ``SETTINGS``.
+        method: ``oracle``, one of ``BASELINES``, or ``ldm-<objective>`` with an objective of LDMFilter.
+        budget: ``smoke | cpu | full``.
+        seed: of the data and of the method.
+
+    Raises:
+        ValueError: an unknown task, method or budget.
+    """
+    data = bench(task, budget, seed)
+    oracle = data.oracle  # every method is compared with it; it is no part of their time
+    if method == "oracle":
+        return Outcome(evaluate_oracle(data), "none", oracle.seconds, 0)
+    started = time.perf_counter()
+    fitted, fit_seconds = _timed_fit(method, data.settings, data)
+    figures = evaluate(fitted.estimate(data.readout.frames), fitted.estimate(data.test.frames), data) | {"fit_seconds": fit_seconds}
+    seconds = time.perf_counter() - started
+    if data.settings.timed and method.startswith("ldm-"):
+        figures |= _within_limit(method, data, fit_seconds, figures["r2"])
+    return Outcome(figures, "affine", seconds, fitted.train_steps)
+
+
+def _timed_fit(method: str, settings: Settings, data: Bench) -> tuple[Fitted, float]:
+    started = time.perf_counter()
+    fitted = _fit(method, settings, data)
+    return fitted, time.perf_counter() - started
+
+
+def _fit(method: str, settings: Settings, data: Bench) -> Fitted:
+    if method.startswith("ldm-"):
+        return _fit_ldm(method.removeprefix("ldm-"), settings, data)
+    if method == "pca-affine":
+        return _fit_pca(settings, data)
+    if method in BASELINES:
+        return _fit_pca_kalman(settings, data, adaptive=method.endswith("-adaptive"))
+    raise ValueError(f"method is {method!r}, expected oracle, {', '.join(BASELINES)} or ldm-<objective>")
+
+
+def _fit_ldm(objective: str, settings: Settings, data: Bench) -> Fitted:
+    model = LDMFilter(
+        settings.state_dim,
+        settings.latent_dim,
+        encoder=settings.encoder,
+        noise=settings.noise,
+        objective=objective,
+        readout="linear",  # to the pixels, which nothing here judges
+        learning_rate=settings.learning_rate,
+        dynamics_rate=settings.dynamics_rate,
+        seed=data.seed,
+        device=settings.device,
+    )
+    model.fit(data.train, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.1, progress=False)
+
+    def estimate(frames: NDArray) -> Estimate:
+        result = model.filter(frames)
+        noise_cov = result.latent_cov.values if settings.noise == "input" else None
+        return Estimate(result.filtered_mean.values, result.filtered_cov.values, float(result.nis.mean()), noise_cov)
+
+    kept = len(data.train) - round(0.1 * len(data.train))
+    return Fitted(estimate, len(model.history_.epochs) * -(-kept // settings.batch_size))
+
+
+def _fit_pca_kalman(settings: Settings, data: Bench, adaptive: bool) -> Fitted:
+    model = PCAKalman(*settings.baseline, adaptive_noise=adaptive).fit(data.train)
+
+    def estimate(frames: NDArray) -> Estimate:
+        measured = model.measure(frames)
+        result = filter_sequence(model.model_.ssm, measured)
+        shape = (*result.filtered.mean.shape, settings.baseline[0])
+        projected, m = result.projected, settings.baseline[1]
+        nis = metrics.nis(projected.mean, projected.cov.expand(*projected.mean.shape, m), measured.mean, normalised=True)
+        varies = adaptive and settings.noise == "input"
+        return Estimate(result.filtered.mean.numpy(), result.filtered.cov.expand(shape).numpy(), float(nis.mean()), _numpy(measured.cov, varies))
+
+    return Fitted(estimate, len(model.log_likelihood_) - 1)
+
+
+def _fit_pca(settings: Settings, data: Bench) -> Fitted:
+    """Principal components without a filter: each frame on its own."""
+    components = settings.baseline[1]
+    model = PCAKalman(components, components, iterations=0).fit(data.train)
+
+    def estimate(frames: NDArray) -> Estimate:
+        mean = model.measure(frames).mean.numpy()
+        return Estimate(mean, np.zeros((*mean.shape, components)))
+
+    return Fitted(estimate, 0)
+
+
+def _numpy(tensor: torch.Tensor, wanted: bool) -> NDArray | None:
+    return tensor.numpy() if wanted else None
+
+
+def _within_limit(method: str, data: Bench, seconds: float, r2: float) -> dict[str, float]:
+    """R2 of a fit that was over within 60 s: of the main one, or of one with as many epochs as there is time for (its schedule ends with it)."""
+    settings = data.settings
+    while seconds > LIMIT_SECONDS:
+        epochs = int(settings.epochs * 0.85 * LIMIT_SECONDS / seconds)
+        if epochs < 1:
+            return {}
+        settings = replace(settings, epochs=epochs)
+        fitted, seconds = _timed_fit(method, settings, data)
+        r2 = evaluate(fitted.estimate(data.readout.frames), fitted.estimate(data.test.frames), data)["r2"]
+    return {"r2_at_60s": r2, "seconds_at_60s": seconds}

@@ -1,0 +1,199 @@
+"""The dot videos as benchmark tasks: every setting that may be tuned, the data of a run, and how an estimate is judged.
+
+    train     frames only                                          (the filter; a tenth of them decides when training is best)
+    read-out  other training sequences, with positions             (position = W h + b + e, least squares)
+    test      fresh sequences, seen by nothing before              (every figure)
+
+The same three for every method; the exact Bayes filter of ``benchmarks.oracles`` sees the test sequences alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.neural_network import MLPRegressor
+
+from benchmarks.oracles import bayes_filter
+from datasets.dots import Dots, generate, split_seed
+from ldm_filter import metrics
+
+__all__ = ["BUDGETS", "PUBLISHED", "SETTINGS", "Bench", "Estimate", "Published", "Settings", "bench", "evaluate", "evaluate_oracle", "settings_of"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One task: model, training and data. The defaults are those of the ``cpu`` budget.
+
+    Attributes:
+        state_dim, latent_dim, noise, encoder: of LDMFilter.
+        epochs, batch_size, learning_rate, dynamics_rate: of its training.
+        series: training sequences. steps: frames in each sequence.
+        readout, test: sequences of the read-out's fit and of the test.
+        baseline: states and principal components of the classical filter; the best of those tried on validation sequences.
+        mlp: also a non-linear read-out.
+        timed: also the R2 after 60 s of training.
+        device: of LDMFilter.
+    """
+
+    state_dim: int
+    latent_dim: int
+    noise: str = "constant"
+    encoder: str = "auto"
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    dynamics_rate: float = 10.0
+    series: int = 800
+    steps: int = 100
+    readout: int = 128
+    test: int = 64
+    baseline: tuple[int, int] = (10, 10)
+    mlp: bool = False
+    timed: bool = False
+    device: str = "cpu"
+
+
+SETTINGS: dict[str, Settings] = {
+    "figure8": Settings(10, 5, timed=True),
+    "square": Settings(10, 10, baseline=(12, 12)),
+    "circular-input-noise": Settings(4, 2, noise="input", epochs=8, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
+    "circular-constant-noise": Settings(4, 2, baseline=(4, 4)),
+    "figure8-small": Settings(10, 5, encoder="mlp", baseline=(16, 16)),
+}
+
+BUDGETS = ("smoke", "cpu", "full")
+
+
+def settings_of(task: str, budget: str) -> Settings:
+    """Settings of a task: ``smoke`` shows within seconds that all of it runs, ``cpu`` makes the figures, ``full`` takes four times the data.
+
+    Raises:
+        ValueError: an unknown task or budget.
+    """
+    if task not in SETTINGS:
+        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
+    chosen = SETTINGS[task]
+    if budget == "smoke":
+        return replace(chosen, series=24, steps=40, readout=16, test=8, epochs=1, batch_size=8)
+    if budget == "full":
+        return replace(chosen, series=4 * chosen.series, readout=512, test=256, epochs=2 * chosen.epochs, device="auto")
+    return chosen
+
+
+class Published(NamedTuple):
+    """A figure that others report; not run here."""
+
+    name: str
+    r2: str
+    mlp_r2: str = ""
+    coverage95: str = ""
+    nis: str = ""
+
+
+# Paper: Mikulasch and Zenke, arXiv 2605.03517. Re-run: its code repaired, random phases, three seeds, read-out and test as here.
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "figure8": (
+        Published("paper, stop-gradient", ".990"),
+        Published("paper, kNN", ".991"),
+        Published("paper's code re-run, stop-gradient", ".998", coverage95=".99", nis=".98-.99"),
+    ),
+    "square": (
+        Published("paper", ".967"),
+        Published("paper's code re-run, stop-gradient", ".970", coverage95=".53-.69", nis=".95-.98"),
+    ),
+    "circular-input-noise": (
+        Published("paper", ".959"),
+        Published("paper's code re-run", ".943-.950", coverage95=".70-.80", nis=".98-1.02"),
+    ),
+}
+
+
+class Oracle(NamedTuple):
+    """Exact filtered positions ``(series, steps, 2)`` and the wall time they took."""
+
+    mean: NDArray[np.float64]
+    seconds: float
+
+
+class Bench:
+    """The data of one run. ``train`` are frames alone: nothing that learns to filter ever sees a position."""
+
+    def __init__(self, task: str, settings: Settings, seed: int) -> None:
+        drawn = generate(task, settings.series + settings.readout, settings.steps, split_seed("train", seed))
+        self.task, self.settings, self.seed = task, settings, seed
+        self.train: NDArray[np.float32] = drawn.frames[: settings.series]
+        self.readout = Dots._make(part[settings.series :] for part in drawn)
+        self.test = generate(task, settings.test, settings.steps, split_seed("test", seed))
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The exact Bayes filter on the test sequences."""
+        started = time.perf_counter()
+        mean = bayes_filter(self.task, self.test).mean
+        return Oracle(mean, time.perf_counter() - started)
+
+
+@lru_cache(maxsize=1)
+def bench(task: str, budget: str, seed: int) -> Bench:
+    """The data of a task, budget and seed; the last is kept for the next method."""
+    return Bench(task, settings_of(task, budget), seed)
+
+
+class Estimate(NamedTuple):
+    """What a filter says about frames.
+
+    Attributes:
+        mean: ``(series, steps, n)`` of the state. cov: ``(series, steps, n, n)``.
+        nis: mean NIS / m, None for what predicts nothing.
+        noise_cov: R, ``(series, steps, m, m)``, None where it does not vary.
+    """
+
+    mean: NDArray
+    cov: NDArray
+    nis: float | None = None
+    noise_cov: NDArray | None = None
+
+
+def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
+    """All figures of a filter: affine read-out of the position with covariance, fitted on read-out sequences, judged on test sequences."""
+    fit = metrics.affine_fit(readout.mean, data.readout.position)
+    mean = fit.apply(test.mean)
+    cov = metrics.decoded_covariance(fit.matrix, test.cov, fit.residual_cov, reference=readout.cov)
+    figures = _accuracy(mean, data) | metrics.scores(mean, cov, data.test.position)
+    if data.settings.mlp:
+        figures["mlp_r2"] = _mlp_r2(readout.mean, test.mean, data)
+    if test.nis is not None:
+        figures["nis"] = test.nis
+    if test.noise_cov is not None:
+        figures["noise_corr"] = metrics.noise_corr(test.noise_cov, data.test.noise_var)
+    return figures
+
+
+def evaluate_oracle(data: Bench) -> dict[str, float]:
+    """Accuracy of the exact filter. Its belief lies on a curve: the ellipse of a Gaussian does not describe it, so no calibration is given."""
+    return _accuracy(data.oracle.mean, data)
+
+
+def _accuracy(mean: NDArray, data: Bench) -> dict[str, float]:
+    truth = data.test.position
+    r2_x, r2_y = np.asarray(metrics.r2(mean, truth, per_dim=True))
+    error = metrics.mse(mean, truth)
+    excess = error / metrics.mse(data.oracle.mean, truth) - 1
+    return {"r2": float(metrics.r2(mean, truth)), "r2_x": float(r2_x), "r2_y": float(r2_y), "mse": error, "excess": excess}
+
+
+def _mlp_r2(readout: NDArray, test: NDArray, data: Bench) -> float:
+    """R2 with a small network in place of the affine map, from the same sequences; a tenth of its data stops the training."""
+    x, y = (part.reshape(-1, part.shape[-1]).astype(float) for part in (readout, data.readout.position))
+    centre, spread = x.mean(0), x.std(0)
+    network = MLPRegressor(hidden_layer_sizes=(64, 64), learning_rate_init=3e-3, early_stopping=True, max_iter=1000, random_state=data.seed)
+    network.fit((x - centre) / spread, y)
+    mean = network.predict((test.reshape(-1, test.shape[-1]) - centre) / spread)
+    return float(metrics.r2(mean.reshape(data.test.position.shape), data.test.position))

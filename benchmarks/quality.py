@@ -1,0 +1,123 @@
+"""Runs methods on tasks over seeds, one JSON line per run, and brings the tables up to date.
+
+    python -m benchmarks.quality --task figure8 square --budget cpu --seeds 3
+    python -m benchmarks.quality --task all --budget smoke
+
+A run that is there already, made by the same code, is skipped: after an interruption the same command goes on where it stopped. Several
+runners may work on one folder at a time, best on different tasks. A run that fails is reported, the others go on, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks import dot_methods, records, tables
+from benchmarks.dot_tasks import BUDGETS, SETTINGS
+
+__all__ = ["main", "run_all"]
+
+SMOKE_RESULTS = records.ROOT / "out" / "benchmarks"
+SHOWN = ("r2", "excess", "mlp_r2", "nis", "coverage95", "noise_corr", "r2_at_60s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    folder = options.out or (SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
+    tasks = list(SETTINGS) if "all" in options.task else options.task
+    failed = run_all(tasks, options.methods, options.budget, options.seeds, folder, options.force)
+    if folder.resolve() == records.RESULTS:
+        tables.update()
+    return 1 if failed else 0
+
+
+def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, seeds: int, folder: Path, force: bool = False) -> int:
+    """Every method (default: all that belong to a task) on every task and seed.
+
+    Args:
+        tasks: keys of ``benchmarks.dot_tasks.SETTINGS``.
+        methods: see `benchmarks.dot_methods.run`; None for the task's own.
+        budget: ``smoke | cpu | full``.
+        seeds: the seeds are 0 to ``seeds - 1``.
+        folder: of the JSON lines.
+        force: run again what is there.
+
+    Returns:
+        The number of runs that failed.
+    """
+    commit = records.code_version()
+    done = {(*records.key(row), row["commit"]) for row in records.read(folder)}
+    failed = 0
+    for task in tasks:
+        for seed in range(seeds):
+            for method in methods or dot_methods.default_methods(task):
+                name = f"{task} {method} {budget} seed {seed}"
+                if not force and (task, "", method, budget, seed, commit) in done:
+                    print(f"{name}: there already", flush=True)
+                    continue
+                try:
+                    row = _run(task, method, budget, seed, commit)
+                except Exception:  # one method that breaks must not cost a night's other runs
+                    traceback.print_exc()
+                    print(f"{name}: FAILED", file=sys.stderr, flush=True)
+                    failed += 1
+                    continue
+                records.append(folder, row)
+                figures = ", ".join(f"{key} {row['metrics'][key]:.4f}" for key in SHOWN if key in row["metrics"])
+                print(f"{name}: {figures} ({row['seconds']:.1f} s)", flush=True)
+    return failed
+
+
+def _run(task: str, method: str, budget: str, seed: int, commit: str) -> records.Row:
+    outcome = dot_methods.run(task, method, budget, seed)
+    return {
+        "task": task,
+        "condition": "",
+        "method": method,
+        "readout": outcome.readout,
+        "budget": budget,
+        "seed": seed,
+        "metrics": {name: float(value) for name, value in outcome.metrics.items()},
+        "seconds": round(outcome.seconds, 3),
+        "train_steps": outcome.train_steps,
+        "device": _device(budget),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("ldm-filter", "torch", "numpy")},
+        "commit": commit,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _device(budget: str) -> str:
+    """The machine in words: processor, cores, threads; the GPU where one is used."""
+    if budget == "full" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", nargs="+", required=True, choices=[*SETTINGS, "all"], metavar="TASK", help=f"{', '.join(SETTINGS)}, or all")
+    parser.add_argument("--budget", default="cpu", choices=BUDGETS, help="smoke: seconds, claims nothing; cpu (default): two cores; full: a GPU")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default 3)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: the task's learned filter, the baselines and the oracle")
+    parser.add_argument("--out", type=Path, help="folder of the JSON lines; default benchmarks/results, for smoke out/benchmarks")
+    parser.add_argument("--force", action="store_true", help="run again what is there already")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1); set OMP_NUM_THREADS for NumPy's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

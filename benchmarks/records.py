@@ -1,0 +1,93 @@
+"""Results as JSON lines, one per run: written by the runners, read by the tables.
+
+A run is named by ``KEY``; of several lines with one name the newest counts. ``commit`` names the code that made the figures, see
+`code_version`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FIELDS", "KEY", "RESULTS", "ROOT", "Row", "append", "code_version", "key", "newest", "read"]
+
+Row = dict[str, Any]
+FIELDS = ("task", "condition", "method", "readout", "budget", "seed", "metrics", "seconds", "train_steps", "device", "versions", "commit", "time")
+KEY = ("task", "condition", "method", "budget", "seed")
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+# What a figure depends on; a change elsewhere leaves it valid.
+CODE = ("ldm_filter", "native", "datasets", "benchmarks/dot_tasks.py", "benchmarks/dot_methods.py", "benchmarks/oracles.py")
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """What names a run: task, condition, method, budget and seed."""
+    return tuple(row[name] for name in KEY)
+
+
+def append(folder: Path, row: Row) -> None:
+    """Add one run to ``<folder>/<task>.jsonl`` in a single write, so that runners side by side never mix their lines.
+
+    Raises:
+        ValueError: fields are missing or unknown, or a figure is NaN or infinite.
+    """
+    if set(row) != set(FIELDS):
+        raise ValueError(f"row has fields {sorted(row)}, expected exactly {sorted(FIELDS)}")
+    line = json.dumps({name: row[name] for name in FIELDS}, allow_nan=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / f"{row['task']}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def read(folder: Path) -> list[Row]:
+    """All runs of a folder, file by file in the order they were written; none where there is no folder.
+
+    Raises:
+        ValueError: a line is no run, with its file and number.
+    """
+    rows = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path.name} line {number} is not JSON ({error}); delete the line and run again") from None
+            if not isinstance(row, dict) or set(row) != set(FIELDS):
+                raise ValueError(f"{path.name} line {number} has not exactly the fields {', '.join(FIELDS)}; delete the line and run again")
+            rows.append(row)
+    return rows
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """The newest of the runs of each name, sorted by name."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if key(row) not in found or row["time"] >= found[key(row)]["time"]:
+            found[key(row)] = row
+    return [found[name] for name in sorted(found)]
+
+
+def code_version(root: Path = ROOT) -> str:
+    """Commit of the last change to the code that figures depend on, with a mark of its own for each state of uncommitted changes.
+
+    ``"4a80abe"`` from a clean tree, ``"4a80abe+9c1d"`` with changes, ``"unknown"`` outside a git checkout.
+    """
+    try:
+        commit = _git(root, "log", "-1", "--format=%h", "--", *CODE)
+        changes = _git(root, "diff", "HEAD", "--", *CODE) + _git(root, "status", "--porcelain", "--", *CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    mark = f"+{hashlib.sha256(changes.encode()).hexdigest()[:4]}" if changes else ""
+    return (commit or "unknown") + mark
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()

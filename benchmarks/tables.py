@@ -1,0 +1,171 @@
+"""Results tables, generated: ``python -m benchmarks.tables`` rewrites what stands between the markers of the two READMEs.
+
+Every figure comes from the JSON lines of ``benchmarks/results``, except the published ones, which are quoted in ``benchmarks.dot_tasks``.
+Runs of the ``smoke`` budget claim nothing and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks import records
+from benchmarks.dot_tasks import PUBLISHED, SETTINGS
+from benchmarks.records import Row
+
+__all__ = ["full_tables", "replace_between", "summary_table", "update"]
+
+MARK = "†"
+FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
+SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
+NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
+# (name in the results, heading, format)
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("r2", "R²", ".4f"),
+    ("mlp_r2", "R², MLP", ".4f"),
+    ("mse", "MSE", ".5f"),
+    ("excess", "excess error", ".2f"),
+    ("nis", "NIS / m", ".2f"),
+    ("nees", "NEES / d", ".2f"),
+    ("coverage50", "in 50 %", ".3f"),
+    ("coverage80", "in 80 %", ".3f"),
+    ("coverage95", "in 95 %", ".3f"),
+    ("nll", "NLL", ".2f"),
+    ("crps", "CRPS", ".4f"),
+    ("noise_corr", "corr(R, v)", ".3f"),
+    ("fit_seconds", "fit, s", ".0f"),
+    ("r2_at_60s", "R² within 60 s", ".4f"),
+)
+PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95")
+
+
+def full_tables(rows: Sequence[Row], commit: str) -> str:
+    """One table per task, condition and budget: every method, mean and spread over seeds, the published figures below.
+
+    Args:
+        rows: runs, see `records.read`.
+        commit: the code of today; methods with runs by other code are marked.
+    """
+    parts = []
+    for task, condition, budget in _groups(rows):
+        group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
+        title = ", ".join(part for part in (f"`{task}`", condition, f"budget {budget}") if part)
+        parts.append(f"### {title}\n\n{_task_table(task, group, commit)}\n\n{_footer(group, commit)}")
+    return "\n\n".join(parts) or NOTHING
+
+
+def summary_table(rows: Sequence[Row], commit: str) -> str:
+    """One line per task: the learned filter beside the best classical one, the exact one and the paper."""
+    lines = []
+    for task, condition, budget in _groups(rows):
+        group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
+        ours = [row for row in group if row["method"].startswith("ldm-")]
+        if not ours:
+            continue
+        best = _best([row for row in group if row["method"].startswith("pca-em")])
+        oracle = [row for row in group if row["method"] == "oracle"]
+        cells = [f"`{task}`" + _mark(group, commit), _figure(ours, "r2", ".4f"), _figure(best, "r2", ".4f"), _figure(oracle, "r2", ".4f")]
+        quoted = [row.r2 for row in PUBLISHED.get(task, ()) if row.name.startswith("paper") and "re-run" not in row.name]
+        cells += [" / ".join(quoted), _figure(ours, "coverage95", ".3f"), _figure(ours, "nis", ".2f"), _figure(ours, "fit_seconds", ".0f")]
+        lines.append(cells)
+    if not lines:
+        return NOTHING
+    heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", "in 95 % ellipse", "NIS / m", "fit, s"]
+    every = [row for row in records.newest(rows) if row["budget"] != "smoke"]
+    note = "Position of the dot, affine read-out, fresh test sequences. All methods and figures: [benchmarks](benchmarks/README.md)."
+    return f"{_markdown(heads, lines)}\n\n{note} {_footer(every, commit)}"
+
+
+def update(root: Path = records.ROOT) -> list[Path]:
+    """Rewrite the marked parts of ``benchmarks/README.md`` and ``README.md``; a file without the markers is left alone. Returns what changed."""
+    rows, commit = records.read(root / "benchmarks" / "results"), records.code_version(root)
+    changed = []
+    jobs: tuple[tuple[Path, tuple[str, str], Callable[[Sequence[Row], str], str]], ...] = (
+        (root / "benchmarks" / "README.md", FULL, full_tables),
+        (root / "README.md", SUMMARY, summary_table),
+    )
+    for path, markers, render in jobs:
+        if not path.exists():
+            continue
+        before = path.read_text(encoding="utf-8")
+        after = replace_between(before, markers, render(rows, commit))
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def replace_between(text: str, markers: tuple[str, str], new: str) -> str:
+    """``text`` with ``new`` between its markers; unchanged where it has none.
+
+    >>> replace_between("a <x> old <y> b", ("<x>", "<y>"), "new").split()
+    ['a', '<x>', 'new', '<y>', 'b']
+    """
+    begin, end = (text.find(marker) for marker in markers)
+    if begin < 0 or end < begin:
+        return text
+    return f"{text[: begin + len(markers[0])]}\n{new}\n{text[end:]}"
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(task, condition, budget) with results, tasks in their own order."""
+    order = list(SETTINGS)
+    found = {(row["task"], row["condition"], row["budget"]) for row in rows if row["budget"] != "smoke"}
+    return sorted(found, key=lambda group: (order.index(group[0]) if group[0] in order else len(order), group))
+
+
+def _task_table(task: str, group: Sequence[Row], commit: str) -> str:
+    columns = [column for column in COLUMNS if any(column[0] in row["metrics"] for row in group)]
+    lines = []
+    for method in _methods(group):
+        rows = [row for row in group if row["method"] == method]
+        name = f"**`{method}`**" if method.startswith("ldm-") else f"`{method}`"
+        lines.append([name + _mark(rows, commit), rows[0]["readout"], str(len(rows)), *(_figure(rows, key, form) for key, _, form in columns)])
+    for quoted in PUBLISHED.get(task, ()):
+        figures = [getattr(quoted, key) if key in PUBLISHED_COLUMNS else "" for key, _, _ in columns]
+        lines.append([f"*{quoted.name}*", "affine", "", *figures])
+    return _markdown(["method", "read-out", "seeds", *(head for _, head, _ in columns)], lines)
+
+
+def _methods(group: Sequence[Row]) -> list[str]:
+    """The learned filters, then the baselines, then the oracle."""
+    names = sorted({row["method"] for row in group})
+    return sorted(names, key=lambda name: (name == "oracle", not name.startswith("ldm-"), name))
+
+
+def _best(rows: Sequence[Row]) -> list[Row]:
+    """The runs of the method with the best mean R2."""
+    by_method = [[row for row in rows if row["method"] == name] for name in sorted({row["method"] for row in rows})]
+    return max(by_method, key=lambda group: mean(row["metrics"]["r2"] for row in group), default=[])
+
+
+def _figure(rows: Sequence[Row], name: str, form: str) -> str:
+    """Mean, and from two seeds on the standard deviation over seeds."""
+    values = [row["metrics"][name] for row in rows if name in row["metrics"]]
+    if not values:
+        return ""
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
+
+
+def _mark(rows: Sequence[Row], commit: str) -> str:
+    return f" {MARK}" if any(row["commit"] != commit for row in rows) else ""
+
+
+def _footer(rows: Sequence[Row], commit: str) -> str:
+    """Machines and versions of the runs, and what the mark means where it stands."""
+    devices = "; ".join(sorted({row["device"] for row in rows}))
+    versions = "; ".join(sorted({", ".join(f"{name} {number}" for name, number in row["versions"].items()) for row in rows}))
+    old = sorted({row["commit"] for row in rows if row["commit"] != commit})
+    note = f" {MARK} made by other code than today's ({', '.join(old)})." if old else ""
+    return f"{devices}; {versions}.{note}"
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join("| " + " | ".join(cell or "–" for cell in line) + " |" for line in (heads, rule, *lines))
+
+
+if __name__ == "__main__":
+    for path in update():
+        print(f"{path.relative_to(records.ROOT)} rewritten")
