@@ -78,9 +78,9 @@ class _Measured(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, values: Tensor, observed: Tensor) -> tuple[StateSpace, Gaussian, Tensor]:
+    def forward(self, values: Tensor, observed: Tensor, volume: bool = False) -> tuple[StateSpace, Gaussian, Tensor, Tensor | None]:
         measurements, seen = self.model.encode(values, observed)
-        return self.model.dynamics(), measurements, seen
+        return self.model.dynamics(), measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
 
 
 def train(
@@ -192,9 +192,9 @@ def _run_epoch(
 
 def _objective_value(fabric: Fabric, module: nn.Module, objective: Objective, batch: Sequences) -> ObjectiveValue:
     values, observed = fabric.to_device(batch.values), fabric.to_device(batch.observed)
-    ssm, measurements, seen = module(values, observed)
+    ssm, measurements, seen, log_volume = module(values, observed, objective.needs_volume)
     gather = (lambda part: fabric.all_gather(part, sync_grads=True).flatten(0, 1)) if fabric.world_size > 1 else (lambda part: part)
-    return objective(ssm, measurements, seen, gather)
+    return objective(ssm, measurements, seen, gather, log_volume)
 
 
 @torch.no_grad()
@@ -207,7 +207,7 @@ def _evaluate(fabric: Fabric, module: nn.Module, objective: Objective, batches: 
             values.append(_objective_value(fabric, module, objective, batch))
         except ValueError:
             return {"loss": math.nan}
-        _, measurements, seen = module(fabric.to_device(batch.values), fabric.to_device(batch.observed))
+        _, measurements, seen, _ = module(fabric.to_device(batch.values), fabric.to_device(batch.observed))
         latents.append(measurements.mean[seen])
         weights.append(float(seen.sum()))
     share = torch.tensor(weights) / sum(weights)

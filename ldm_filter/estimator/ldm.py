@@ -44,7 +44,8 @@ class LDMFilter:
         encoder: ``"auto"``, ``"mlp"``, ``"conv"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``.
         noise: ``"constant"`` measurement covariance, or ``"input"``: a network of the observation, so noisy frames count for less.
-        objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"knn"``, ``"kde"`` or ``"stop-gradient"``.
+        objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"knn"``, ``"kde"``, ``"jacobian"`` (exact,
+            for as many latents as channels) or ``"stop-gradient"``.
         mutual_information: maximise F_MI (default) or F_LDM.
         readout: ``"auto"``, ``"linear"`` or ``"mlp"``: from the state back to the data, fitted after training.
         transition_cov: ``"full"`` or ``"diagonal"`` Q.
@@ -134,7 +135,8 @@ class LDMFilter:
         held_out = validation if validation is None or isinstance(validation, float) else self._parse(validation, labels, "validation")[0]
         plan = fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed)
         fitting.initialise(model, plan.training.sequences)
-        objective = Objective(resolve_objective(self.objective, self.noise), self.mutual_information)
+        square = len(event_shape) == 1 and latent_dim == event_shape[0]
+        objective = Objective(resolve_objective(self.objective, self.noise, square), self.mutual_information)
         self.history_: History = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
         model.eval()
         fitting.finish(model, plan.training.sequences)

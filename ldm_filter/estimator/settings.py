@@ -50,7 +50,7 @@ def check(params: dict[str, Any]) -> None:
     for name, allowed in CHOICES.items():
         if params[name] not in allowed:
             raise ValueError(f"{name} is {params[name]!r}, expected one of {', '.join(map(repr, allowed))}")
-    resolve_objective(params["objective"], params["noise"])
+    resolve_objective(params["objective"], params["noise"], square=True)  # whether it is square shows with the data
     check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
     if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
         raise ValueError(f"latent_dim is {params['latent_dim']}, expected at most state_dim = {params['state_dim']}; raise state_dim")

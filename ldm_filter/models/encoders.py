@@ -8,10 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm_filter.core.linalg import cholesky, round_cov
+from ldm_filter.models.factors import factor, unfactor
 from ldm_filter.models.networks import default_network
 from ldm_filter.types import Gaussian
 
 __all__ = ["ConstantNoise", "Encoder", "InputNoise", "principal_components"]
+
+# Of a matrix whose principal components are sought.
+MOST_ENTRIES = 1 << 25
 
 
 class Encoder(nn.Module):
@@ -20,8 +25,9 @@ class Encoder(nn.Module):
         u = (x - centre) / scale          (missing entries: 0)
         z = gain * (V u + network(u, missing) - shift),      R = noise(u)  +  sum_c missing_c M_c
 
-    V starts as the whitened principal components of the training data, the network's last layer at zero, so that training
-    starts from the classical PCA + Kalman filter. M_c is the covariance that losing channel c alone puts on z, measured on training
+    V starts as the whitened principal components of the training data and the network's last layer at zero, so that training
+    starts from the classical PCA + Kalman filter. (Latents beyond the rank of the data have no component: they start as the random
+    features of the network. A user's own module starts as it came.) M_c is the covariance that losing channel c alone puts on z, measured on training
     data by :meth:`fit_missing`: a step with a missing channel counts for less, without retraining.
 
     Args:
@@ -46,7 +52,6 @@ class Encoder(nn.Module):
         size = math.prod(event_shape)
         self.linear = nn.Linear(size, latent_dim, bias=False)
         self.network = default_network(network, event_shape, latent_dim)
-        _silence_last_layer(self.network)
         if noise not in ("constant", "input"):
             raise ValueError(f'noise is {noise!r}, expected "constant" or "input"; other kinds are not built yet')
         self.noise: ConstantNoise | InputNoise = ConstantNoise(latent_dim) if noise == "constant" else InputNoise(size, latent_dim)
@@ -60,12 +65,18 @@ class Encoder(nn.Module):
     def forward(self, values: Tensor, observed: Tensor) -> Gaussian:
         normalised, missing = self.normalise(values, observed)
         cov = self.noise(normalised, missing) * self.gain[:, None] * self.gain
-        if missing is not None and not isinstance(self.noise, InputNoise) or missing is not None and bool(self.missing_cov.any()):
+        # Not measured before the end of training: until then a constant R stays one for all, and the filter's covariances are shared.
+        if missing is not None and bool(self.missing_cov.any()):
             cov = cov + torch.einsum("btc,cij->btij", self._absence(missing), self.missing_cov)
         return Gaussian(self.embed(normalised, missing), cov)
 
     def normalise(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
         """Standardised values with 0 where missing, and the mask as numbers, or None where every seen step is complete."""
+        if values.shape[2:] != self.event_shape or observed.shape != values.shape:
+            raise ValueError(
+                f"values and observed have shapes {tuple(values.shape)} and {tuple(observed.shape)}, expected (batch, time, "
+                f"{', '.join(map(str, self.event_shape))}) for both; the model was built for observations of that shape"
+            )
         normalised = (values - self.center) / self.scale
         if bool(observed.all()):
             return normalised, None
@@ -82,6 +93,35 @@ class Encoder(nn.Module):
         raw = self.linear(flat.flatten(1)) + self.network(flat, None if missing is None else missing.flatten(0, 1))
         return (self.gain * (raw - self.shift)).unflatten(0, batch)
 
+    def log_volume(self, values: Tensor, observed: Tensor, most: int = 512) -> Tensor:
+        """log |det dz/dx| at up to ``most`` complete observations, ``(N,)``: how the encoder changes an entropy, exactly.
+
+        Raises:
+            ValueError: as many latents as entries of an observation are needed, and a complete observation.
+        """
+        if math.prod(self.event_shape) != self.latent_dim:
+            raise ValueError(
+                f"the change of volume needs latent_dim = {math.prod(self.event_shape)}, the entries of an observation, and it is {self.latent_dim}; "
+                'set it, or use objective="log-det"'
+            )
+        places = observed.flatten(2).all(-1).nonzero()
+        if not len(places):
+            raise ValueError("observed has no complete step in this batch, and the change of volume needs one; use a larger batch_size")
+        if len(places) > most:
+            places = places[torch.linspace(0, len(places) - 1, most, device=places.device).round().long()]
+        rows = ((values - self.center) / self.scale)[places[:, 0], places[:, 1]].flatten(1)
+        size = self.latent_dim
+        # All directions at once: each observation repeated with each unit tangent.
+        tangents = torch.eye(size, dtype=rows.dtype, device=rows.device).repeat_interleave(len(rows), 0)
+
+        def embed(flat: Tensor) -> Tensor:
+            return self.linear(flat) + self.network(flat.unflatten(1, self.event_shape), None)
+
+        columns = torch.func.jvp(embed, (rows.repeat(size, 1),), (tangents,))[1]
+        jacobian = columns.unflatten(0, (size, -1)).permute(1, 2, 0)
+        constant = self.gain.log().sum() - self.scale.expand(self.event_shape).log().sum()
+        return torch.linalg.slogdet(jacobian.double()).logabsdet.to(rows.dtype) + constant
+
     def _absence(self, missing: Tensor) -> Tensor:
         """What is missing of each step, ``(B, T, C)``: channels one by one, frames as the share of their pixels."""
         return missing if len(self.event_shape) == 1 else missing.flatten(2).mean(-1, keepdim=True)
@@ -93,14 +133,22 @@ class Encoder(nn.Module):
         Args:
             values, observed: complete or incomplete observations ``(N, *event)``.
             mean, std: statistics of the training data, broadcasting to ``event``.
+
+        Raises:
+            ValueError: a mean that is not finite, or a std that is not positive.
         """
+        if not bool(torch.isfinite(mean).all()):
+            raise ValueError("mean holds a number that is not finite; expected the mean of what was observed")
         self.center.copy_(mean.expand(self.event_shape))
-        self.scale.copy_(std.expand(self.event_shape))
-        normalised = ((values - self.center) / self.scale * observed).flatten(1)
-        components, deviation = principal_components(normalised, self.latent_dim)
-        self.linear.weight.copy_(components / deviation.clamp_min(1e-3 * float(deviation.max()) + 1e-12)[:, None])
+        self.scale.copy_(_positive("std", std).expand(self.event_shape))
+        normalised, missing = self.normalise(values.unsqueeze(1), observed.unsqueeze(1))
+        flat = normalised.flatten(1)
+        components, deviation = principal_components(flat, self.latent_dim)
+        most = float(deviation.max())
+        self.linear.weight.copy_(components / deviation.clamp_min(1e-3 * most + 1e-12)[:, None])
+        _silence(self.network, deviation > 1e-6 * most)
         if isinstance(self.noise, InputNoise):
-            self.noise.fit_features(normalised)
+            self.noise.fit_features(flat, None if missing is None else missing.flatten(1))
 
     @torch.no_grad()
     def fit_missing(self, values: Tensor, observed: Tensor) -> None:
@@ -120,7 +168,15 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def rescale(self, mean: Tensor, std: Tensor) -> None:
-        """Fold z <- (z - mean) / std into the encoder: the gauge of the latent scale."""
+        """Fold z <- (z - mean) / std into the encoder: the gauge of the latent scale.
+
+        Args:
+            mean, std: ``(m,)`` of the present latents.
+
+        Raises:
+            ValueError: a std that is not positive, that is a latent that does not vary.
+        """
+        _positive("std", std)
         self.shift.add_(mean / self.gain)
         self.gain.div_(std)
         self.missing_cov.div_(std[:, None] * std)
@@ -134,8 +190,13 @@ class ConstantNoise(nn.Module):
         self.factor = nn.Parameter(-0.5 * torch.eye(latent_dim))
 
     def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
-        factor = self.factor.tril(-1) + torch.diag(self.factor.diagonal().clamp_min(-12.0).exp())
-        return (factor @ factor.mT)[None, None]
+        lower = factor(self.factor)
+        return round_cov(lower @ lower.mT, self.factor.dtype)[None, None]
+
+    @torch.no_grad()
+    def set_covariance(self, cov: Tensor) -> None:
+        """Start from a known R, ``(m, m)`` positive definite."""
+        self.factor.copy_(unfactor(cholesky(cov.double(), "the measurement covariance")))
 
 
 class InputNoise(nn.Module):
@@ -163,7 +224,8 @@ class InputNoise(nn.Module):
     def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
         features = (self.features(normalised.flatten(2), None if missing is None else missing.flatten(2)) - self.features_mean) / self.features_std
         log_var = self.head(features.clamp(-8.0, 8.0))
-        return torch.diag_embed((6.0 * torch.tanh(log_var / 12.0) * 2.0).exp())
+        # Softly kept within e^-12 to e^12 (latents have variance 1): no step can be taken for certain, or lost for good.
+        return torch.diag_embed((12.0 * torch.tanh(log_var / 12.0)).exp())
 
     def features(self, flat: Tensor, missing: Tensor | None = None) -> Tensor:
         """``(..., 3 [+ channels])`` of standardised values ``(..., D)``."""
@@ -177,10 +239,10 @@ class InputNoise(nn.Module):
         return torch.cat([level, level.sqrt(), level.log(), *([flat] if self.raw else [])], dim=-1)
 
     @torch.no_grad()
-    def fit_features(self, normalised: Tensor) -> None:
-        """Set the principal components and the features' statistics from standardised training values ``(N, D)``."""
+    def fit_features(self, normalised: Tensor, missing: Tensor | None = None) -> None:
+        """Set the principal components and the features' statistics from standardised training values ``(N, D)``, 0 where missing."""
         self.components.copy_(principal_components(normalised, len(self.components))[0])
-        features = self.features(normalised)
+        features = self.features(normalised, missing)
         self.features_mean.copy_(features.mean(0))
         self.features_std.copy_(features.std(0).clamp_min(1e-6))
 
@@ -188,9 +250,11 @@ class InputNoise(nn.Module):
 def principal_components(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Leading principal components of ``(N, D)``: directions ``(count, D)`` and standard deviations ``(count,)``.
 
-    Directions beyond D or N are filled with zeros (deviation 0). The sign makes each direction's largest entry positive.
+    Directions beyond D or N are filled with zeros (deviation 0). The sign makes each direction's largest entry positive. Large
+    observations are thinned, evenly, to about 250 MB of float64.
     """
-    centred = (values - values.mean(0)).double()
+    values = values[:: max(1, -(-values.numel() // MOST_ENTRIES))]
+    centred = values.double() - values.double().mean(0)
     size = centred.shape[1]
     components, deviation = centred.new_zeros(count, size), centred.new_zeros(count)
     found = min(count, *centred.shape)
@@ -208,9 +272,15 @@ def principal_components(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return components.to(values.dtype), deviation.to(values.dtype)
 
 
-def _silence_last_layer(network: nn.Module) -> None:
-    """Start a built-in network at zero output; a user's own module is left as it came."""
-    last = getattr(network, "rest", None)
-    if last is not None:
-        nn.init.zeros_(last[-1].weight)
-        nn.init.zeros_(last[-1].bias)
+def _silence(network: nn.Module, latents: Tensor) -> None:
+    """Start a built-in network at zero output for these latents, bool ``(m,)``; a user's own module is left as it came."""
+    last = getattr(network, "last", None)
+    if isinstance(last, nn.Linear):
+        last.weight[latents] = 0.0
+        last.bias[latents] = 0.0
+
+
+def _positive(name: str, std: Tensor) -> Tensor:
+    if not bool(((std > 0) & torch.isfinite(std)).all()):
+        raise ValueError(f"{name} is {std.flatten().tolist()[:8]}, expected positive finite numbers; a constant channel has std 1, not 0")
+    return std

@@ -16,7 +16,7 @@ from ldm_filter.types import Gaussian, StateSpace
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveValue", "resolve_objective"]
 
-OBJECTIVES = ("auto", *ENTROPIES, "stop-gradient")
+OBJECTIVES = ("auto", *ENTROPIES, "jacobian", "stop-gradient")
 
 
 class ObjectiveValue(NamedTuple):
@@ -44,7 +44,9 @@ class Objective:
     ignore the scale (stop-gradient) bounded.
 
     Attributes:
-        entropy: a name of :data:`~ldm_filter.objectives.entropy.ENTROPIES` or ``"stop-gradient"`` (eq. 14, no entropy term).
+        entropy: a name of :data:`~ldm_filter.objectives.entropy.ENTROPIES`; ``"jacobian"``, the change of variables
+            H[z] = H[x] + < log |det dz/dx| >, exact for as many latents as channels (H[x] does not depend on the encoder and is left out,
+            so that F is the mean log-likelihood of the data); or ``"stop-gradient"`` (eq. 14, no entropy term).
         mutual_information: F_MI (True) or F_LDM (False). Stop-gradient is F_LDM by construction and takes no notice.
         gauge_weight: weight of the gauge term.
 
@@ -62,7 +64,19 @@ class Objective:
         if not 0.0 <= self.gauge_weight < math.inf:
             raise ValueError(f"gauge_weight is {self.gauge_weight}, expected a number of at least 0")
 
-    def __call__(self, ssm: StateSpace, measurements: Gaussian, observed: Tensor, gather: Callable[[Tensor], Tensor] = _no_gather) -> ObjectiveValue:
+    @property
+    def needs_volume(self) -> bool:
+        """Whether the encoder's log-determinant is asked for."""
+        return self.entropy == "jacobian"
+
+    def __call__(
+        self,
+        ssm: StateSpace,
+        measurements: Gaussian,
+        observed: Tensor,
+        gather: Callable[[Tensor], Tensor] = _no_gather,
+        log_volume: Tensor | None = None,
+    ) -> ObjectiveValue:
         """Evaluate on a batch.
 
         Args:
@@ -72,6 +86,7 @@ class Objective:
             gather: joins tensors ``(N, ...)``, N of its own in each, over the processes of a data-parallel run, with gradients, so
                 that every figure belongs to the *global* batch. The alignment is this process' share: the processes' mean is the
                 global one, as is the mean of their gradients.
+            log_volume: log |det dz/dx| of some observations ``(N,)``, for ``"jacobian"``.
 
         Raises:
             ValueError: no step observed, or too few for the estimator; measurements that the filter refuses.
@@ -83,7 +98,14 @@ class Objective:
             raise ValueError("observed is False at every step of the batch; there is nothing to learn from")
         alignment = density.sum() / steps
         samples = gather(measurements.mean[observed])
-        entropy = alignment.new_zeros(()) if plug_in else self._uniformity(measurements, observed, samples, gather)
+        if plug_in:
+            entropy = alignment.new_zeros(())
+        elif self.needs_volume:
+            if log_volume is None:
+                raise ValueError('log_volume is None, and entropy "jacobian" needs Encoder.log_volume of the batch')
+            entropy = gather(log_volume).mean()
+        else:
+            entropy = self._uniformity(measurements, observed, samples, gather)
         mean, var = samples.mean(0), samples.var(0, correction=0) + 1e-12
         gauge = 0.5 * self.gauge_weight * (mean.square() + var - 1.0 - var.log()).sum()
         return ObjectiveValue(gauge - alignment - entropy, alignment, entropy, gauge)
@@ -100,14 +122,22 @@ class Objective:
         return estimator(torch.cat([before, after], dim=-1), condition) - estimator(before, condition)
 
 
-def resolve_objective(name: str, noise: str) -> str:
-    """The estimator that ``objective="auto"`` means: log-det, or its conditional form where R depends on the observation.
+def resolve_objective(name: str, noise: str, square: bool = False) -> str:
+    """The estimator that ``objective="auto"`` means.
+
+    With as many latents as channels (``square``) and a constant R the change of variables: it is exact, so heavy-tailed data cannot
+    exploit it, as they can the log-determinant by sending rare events far out. Else log-det, in its conditional form where R
+    depends on the observation.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or ``"jacobian"`` without as many latents as entries of an observation.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"objective is {name!r}, expected one of {', '.join(OBJECTIVES)}")
+    if name == "jacobian" and not square:
+        raise ValueError('objective is "jacobian", which needs latent_dim equal to the number of entries of one observation; use "log-det"')
     if name != "auto":
         return name
-    return "log-det" if noise == "constant" else "conditional-log-det"
+    if noise != "constant":
+        return "conditional-log-det"
+    return "jacobian" if square else "log-det"
