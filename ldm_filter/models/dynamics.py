@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ldm_filter.core.linalg import NotPositiveDefiniteError, cholesky, round_cov, stationary, symmetrise
+from ldm_filter.models.factors import factor, unfactor
 from ldm_filter.types import Gaussian, StateSpace
 
 __all__ = ["LinearDynamics"]
+
+# A's spectral radius stays this far below 1, which rounding a matrix of many states to float32 cannot bridge.
+MARGIN = 1e-5
+# exp of half of this is still finite, and squared it is.
+MOST_SLACK = 60.0
 
 
 class LinearDynamics(nn.Module):
@@ -15,22 +22,32 @@ class LinearDynamics(nn.Module):
 
     A is stable for every value of the parameters, and every stable A can be reached:
 
-        A = S^-1 K S,    K = chol(D + W W')^-1 W,    so  K K' = I - L^-1 D L^-T < I  with  L = chol(D + W W')
+        A = (1 - margin) S^-1 K S,    [W  D^1/2] = L [K  G],  L lower triangular, rows of [K  G] orthonormal
 
-    with W free, D a positive diagonal and S lower triangular. Any A of spectral radius below 1 is similar to such a contraction
-    K through the Cholesky factor of its Lyapunov solution, which is how :meth:`set_matrices` finds the parameters of a given A.
+    with W free, D a positive diagonal and S a fixed basis, I at the start. K, a block of an orthonormal matrix, is a contraction
+    whatever the scale and rounding of W and D, and every contraction has this form. In the basis in which the stationary covariance is I
+    every stable A is a contraction: nothing is lost with S = I, since the observation matrix (or, where that is [I 0], the encoder) takes
+    up the change of basis. S is there for :meth:`set_matrices`, which takes over a given A in the basis in which it came.
 
     Args:
         state_dim: n.
         latent_dim: m <= n.
         transition_cov: ``"full"`` or ``"diagonal"`` Q.
         observation: ``"selector"`` for C = [I 0] or ``"learned"``.
-        radius: modulus of A's eigenvalues at the start.
+        radius: modulus of A's eigenvalues at the start, between 0 and 1.
         generator: source of the starting values.
 
     Raises:
-        ValueError: a size or name out of range.
+        ValueError: a size, name or radius out of range.
+
+    Example:
+        >>> ssm = LinearDynamics(3, 2, radius=0.9, generator=torch.Generator().manual_seed(0))()
+        >>> 0.8 < float(torch.linalg.eigvals(ssm.transition_matrix.detach()).abs().max()) < 1.0
+        True
     """
+
+    basis: Tensor
+    observation_offset: Tensor
 
     def __init__(
         self,
@@ -42,16 +59,16 @@ class LinearDynamics(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_choices(state_dim, latent_dim, transition_cov, observation)
+        _check_choices(state_dim, latent_dim, transition_cov, observation, radius)
         self.state_dim, self.latent_dim = state_dim, latent_dim
         self.full_cov, self.learned_observation = transition_cov == "full", observation == "learned"
         n, m = state_dim, latent_dim
         noise = torch.randn(n, n, generator=generator) * 0.1 / n**0.5
         self.contraction = nn.Parameter(torch.eye(n) + noise)
         self.slack = nn.Parameter(torch.full((n,), radius**-2 - 1.0).log())
-        self.similarity = nn.Parameter(torch.zeros(n, n))
+        self.register_buffer("basis", torch.eye(n))
         self.mean = nn.Parameter(torch.zeros(n))
-        self.cov_factor = nn.Parameter(torch.diag(torch.full((n,), -1.5)))
+        self.cov_factor = nn.Parameter(torch.full((n,), -1.5) if transition_cov == "diagonal" else torch.diag(torch.full((n,), -1.5)))
         self.initial_mean = nn.Parameter(torch.zeros(n))
         self.initial_factor = nn.Parameter(torch.zeros(n, n))
         selector = torch.eye(m, n)
@@ -65,89 +82,124 @@ class LinearDynamics(nn.Module):
     @property
     def transition_matrix(self) -> Tensor:
         """A, ``(n, n)``, spectral radius below 1."""
-        gram = torch.diag(self.slack.exp()) + self.contraction @ self.contraction.mT
-        contraction = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), self.contraction, upper=False)
-        similarity = _factor(self.similarity)
-        return torch.linalg.solve_triangular(similarity, contraction @ similarity, upper=False)
+        return self._transition().to(self.mean.dtype)
 
     @property
     def transition_cov(self) -> Tensor:
         """Q, ``(n, n)``, positive definite."""
-        factor = _factor(self.cov_factor if self.full_cov else torch.diag(self.cov_factor.diagonal()))
-        return factor @ factor.mT
+        return self().transition_cov
 
     def forward(self) -> StateSpace:
-        """The model's matrices as a :class:`~ldm_filter.types.StateSpace` of constant fields."""
-        transition = self.transition_matrix
-        initial = _factor(self.initial_factor)
+        """The model's matrices as a :class:`~ldm_filter.types.StateSpace` of constant fields, in the parameters' dtype."""
+        exact, dtype = self.exact(), self.mean.dtype
         return StateSpace(
-            transition_matrix=transition,
-            transition_offset=self.mean - transition @ self.mean,
-            transition_cov=self.transition_cov,
+            transition_matrix=exact.transition_matrix.to(dtype),
+            transition_offset=exact.transition_offset.to(dtype),
+            transition_cov=round_cov(exact.transition_cov, dtype),
             observation_matrix=self.observation,
             observation_offset=self.observation_offset,
-            initial=Gaussian(self.initial_mean, initial @ initial.mT),
+            initial=Gaussian(self.initial_mean, round_cov(exact.initial.cov, dtype)),
         )
+
+    def exact(self) -> StateSpace:
+        """The same in float64, whatever the parameters' dtype: products of factors lose half of the digits."""
+        transition, mean = self._transition(), self.mean.double()
+        cov = torch.diag(factor(self.cov_factor)) if self.cov_factor.ndim == 1 else factor(self.cov_factor)
+        initial = factor(self.initial_factor)
+        return StateSpace(
+            transition_matrix=transition,
+            transition_offset=mean - transition @ mean,
+            transition_cov=cov @ cov.mT,
+            observation_matrix=self.observation.double(),
+            observation_offset=self.observation_offset.double(),
+            initial=Gaussian(self.initial_mean.double(), initial @ initial.mT),
+        )
+
+    def _transition(self) -> Tensor:
+        root = (0.5 * self.slack.double().clamp(-MOST_SLACK, MOST_SLACK)).exp()
+        rows, triangle = torch.linalg.qr(torch.cat([self.contraction.double().mT, torch.diag(root)]))
+        sign = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+        contraction = (1.0 - MARGIN) * (rows[: self.state_dim] * sign).mT
+        basis = self.basis.double()
+        return torch.linalg.solve_triangular(basis, contraction @ basis, upper=False)
 
     @torch.no_grad()
     def set_matrices(self, ssm: StateSpace) -> None:
         """Take over known matrices (for example of a subspace fit): the inverse of :meth:`forward`.
 
         Args:
-            ssm: constant fields; the spectral radius of A below 1.
+            ssm: constant fields; the spectral radius of A below 1 - 1e-5.
 
         Raises:
-            ValueError: A is not stable, or C differs from [I 0] where the observation matrix is not learned.
+            ValueError: a field of another shape; A not stable, or so far from normal that rounding makes it unstable; a covariance that is not
+                positive definite; Q not diagonal or C not [I 0] where that was chosen. Nothing is changed then.
         """
-        transition = ssm.transition_matrix.double()
-        eye = torch.eye(self.state_dim, dtype=torch.float64, device=transition.device)
-        radius = float(torch.linalg.eigvals(transition).abs().max())
-        if not radius < 1.0:
-            raise ValueError(f"ssm.transition_matrix has spectral radius {radius:.6g}, expected below 1; shrink it first")
-        if not self.learned_observation and not torch.allclose(ssm.observation_matrix, self.observation.to(ssm.observation_matrix), atol=1e-6):
-            raise ValueError('ssm.observation_matrix is not [I 0]; choose observation="learned" to take it over')
-        lyapunov = torch.linalg.cholesky(_lyapunov(transition, eye))
-        contraction = torch.linalg.solve_triangular(lyapunov, transition @ lyapunov, upper=False)
+        self._check_matrices(ssm)
+        eye = torch.eye(self.state_dim, dtype=torch.float64, device=self.mean.device)
+        transition = _shrunk(ssm.transition_matrix.double())
+        root = cholesky(ssm.transition_cov.double(), "ssm.transition_cov")
+        initial = cholesky(ssm.initial.cov.double(), "ssm.initial.cov")
+        try:
+            basis = _contracting_basis(transition / (1.0 - MARGIN), eye).to(self.basis.dtype).double()
+            contraction = torch.linalg.solve_triangular(basis, basis @ transition, upper=False, left=False) / (1.0 - MARGIN)
+            rest = cholesky(symmetrise(eye - contraction @ contraction.mT))
+        except NotPositiveDefiniteError as error:
+            raise ValueError(
+                "ssm.transition_matrix is stable but so far from normal (its powers grow that much before they fall) that rounding makes it "
+                "unstable; scale the states differently, for example by their stationary standard deviations"
+            ) from error
         # I - K K' = M^-1 D M^-T with M^-1 unit lower triangular; then W = M K.
-        residual = torch.linalg.cholesky(eye - contraction @ contraction.mT)
-        diagonal = residual.diagonal()
-        weight = torch.linalg.solve_triangular(residual / diagonal, contraction, upper=False)
-        inverse = torch.linalg.solve_triangular(lyapunov, eye, upper=False)
-        self.contraction.copy_(weight)
+        diagonal = rest.diagonal()
+        self.basis.copy_(basis)
+        self.contraction.copy_(torch.linalg.solve_triangular(rest / diagonal, contraction, upper=False))
         self.slack.copy_(2.0 * diagonal.log())
-        self.similarity.copy_(_unfactor(inverse))
         self.mean.copy_(torch.linalg.solve(eye - transition, ssm.transition_offset.double()))
-        self.cov_factor.copy_(_unfactor(torch.linalg.cholesky(ssm.transition_cov.double())))
+        self.cov_factor.copy_(unfactor(root) if self.full_cov else unfactor(root).diagonal())
         self.initial_mean.copy_(ssm.initial.mean)
-        self.initial_factor.copy_(_unfactor(torch.linalg.cholesky(ssm.initial.cov.double())))
+        self.initial_factor.copy_(unfactor(initial))
         self.observation.copy_(ssm.observation_matrix)
         self.observation_offset.copy_(ssm.observation_offset)
 
-
-def _factor(raw: Tensor) -> Tensor:
-    """A lower-triangular factor with positive diagonal exp(raw_ii), kept above e^-12 so that no covariance becomes singular."""
-    return raw.tril(-1) + torch.diag(raw.diagonal().clamp_min(-12.0).exp())
-
-
-def _unfactor(factor: Tensor) -> Tensor:
-    return factor.tril(-1) + torch.diag(factor.diagonal().log())
-
-
-def _lyapunov(transition: Tensor, cov: Tensor) -> Tensor:
-    """Solve P = A P A' + Q by doubling."""
-    solution, power = cov, transition
-    for _ in range(64):
-        step = power @ solution @ power.mT
-        solution, power = solution + step, power @ power
-        if float(step.abs().max()) < 1e-14 * float(solution.abs().max()):
-            break
-    return 0.5 * (solution + solution.mT)
+    def _check_matrices(self, ssm: StateSpace) -> None:
+        n, m = self.state_dim, self.latent_dim
+        shapes = ((n, n), (n,), (n, n), (m, n), (m,), (n,), (n, n))
+        names = [*(f"ssm.{name}" for name in ssm._fields[:-1]), "ssm.initial.mean", "ssm.initial.cov"]
+        for name, value, shape in zip(names, (*ssm[:-1], *ssm.initial), shapes, strict=True):
+            if value.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected the constant {shape} of state_dim = {n}, latent_dim = {m}")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} holds a number that is not finite; expected finite numbers")
+        cov = ssm.transition_cov
+        if not self.full_cov and float((cov - torch.diag(cov.diagonal())).abs().max()) > 1e-6 * float(cov.diagonal().max()):
+            raise ValueError('ssm.transition_cov is not diagonal; choose transition_cov="full" to take it over')
+        if not self.learned_observation and not torch.allclose(ssm.observation_matrix, self.observation.to(ssm.observation_matrix), atol=1e-6):
+            raise ValueError('ssm.observation_matrix is not [I 0]; choose observation="learned" to take it over')
 
 
-def _check_choices(state_dim: int, latent_dim: int, transition_cov: str, observation: str) -> None:
+def _shrunk(transition: Tensor) -> Tensor:
+    """A, refused where it is not stable enough; a matrix on the very edge (as training may leave it) is moved inside by 1e-7."""
+    ratio = float(torch.linalg.eigvals(transition).abs().max()) / (1.0 - MARGIN)
+    if not ratio < 1.0 + 1e-9:
+        raise ValueError(
+            f"ssm.transition_matrix has spectral radius {ratio * (1.0 - MARGIN):.8g}, expected below 1 - {MARGIN:g}; "
+            "multiply it by a number below 1 first"
+        )
+    return transition * min(1.0, (1.0 - 1e-7) / max(ratio, 0.5))
+
+
+def _contracting_basis(transition: Tensor, eye: Tensor) -> Tensor:
+    """Lower-triangular S for which S A S^-1 is a contraction: I where A is one, else the root of P^-1, P = A P A' + I."""
+    if float(torch.linalg.matrix_norm(transition, 2)) < 1.0 - 1e-9:
+        return eye
+    return torch.linalg.solve_triangular(cholesky(stationary(transition, eye)), eye, upper=False)
+
+
+def _check_choices(state_dim: int, latent_dim: int, transition_cov: str, observation: str, radius: float) -> None:
     if not 1 <= latent_dim <= state_dim:
         raise ValueError(f"latent_dim is {latent_dim}, expected 1 to state_dim = {state_dim}; raise state_dim or lower latent_dim")
     if transition_cov not in ("full", "diagonal"):
         raise ValueError(f'transition_cov is {transition_cov!r}, expected "full" or "diagonal"')
     if observation not in ("selector", "learned"):
         raise ValueError(f'observation is {observation!r}, expected "selector" or "learned"')
+    if not 0.0 < radius < 1.0:
+        raise ValueError(f"radius is {radius}, expected a number between 0 and 1, the modulus of A's eigenvalues at the start")

@@ -214,9 +214,10 @@ class InputNoise(nn.Module):
         super().__init__()
         self.raw = size if size <= 16 else 0
         width = 3 + self.raw
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, latent_dim))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.constant_(self.head[-1].bias, -1.0)
+        last = nn.Linear(hidden, latent_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, -1.0)
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
         self.register_buffer("components", torch.zeros(min(8, size // 2), size))
         self.register_buffer("features_mean", torch.zeros(width))
         self.register_buffer("features_std", torch.ones(width))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +33,15 @@ class Perceptron(nn.Module):
         self.missing = nn.Linear(size, hidden[0], bias=False)
         nn.init.zeros_(self.missing.weight)
         layers: list[nn.Module] = [nn.SiLU()]
-        for width, following in zip(hidden, [*hidden[1:], out_dim], strict=True):
+        for width, following in pairwise(hidden):
             layers += [nn.Linear(width, following), nn.SiLU()]
-        self.rest = nn.Sequential(*layers[:-1])
+        self.hidden, self.last = nn.Sequential(*layers), nn.Linear(hidden[-1], out_dim)
 
     def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
         features = self.values(values.flatten(1))
         if missing is not None:
             features = features + self.missing(missing.flatten(1))
-        return self.rest(features)
+        return self.last(self.hidden(features))
 
 
 class Convolutional(nn.Module):
@@ -67,32 +69,39 @@ class Convolutional(nn.Module):
         self.missing = nn.Conv2d(colours, channels[0], 5, stride=2, padding=2, bias=False)
         nn.init.zeros_(self.missing.weight)
         layers: list[nn.Module] = [nn.SiLU()]
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.SiLU()]
         size_y, size_x = event_shape[0], event_shape[1]
         for _ in channels:
             size_y, size_x = (size_y + 1) // 2, (size_x + 1) // 2
-        layers += [nn.Flatten(), nn.Linear(channels[-1] * size_y * size_x, hidden), nn.SiLU(), nn.Linear(hidden, out_dim)]
-        self.rest = nn.Sequential(*layers)
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * size_y * size_x, hidden), nn.SiLU()]
+        self.hidden, self.last = nn.Sequential(*layers), nn.Linear(hidden, out_dim)
 
     def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
         features = self.values(_channels_first(values))
         if missing is not None:
             features = features + self.missing(_channels_first(missing))
-        return self.rest(features)
+        return self.last(self.hidden(features))
 
 
 class Custom(nn.Module):
-    """A user's own module: called with standardised values ``(N, *event)`` (missing entries are 0, the mean), gives ``(N, out_dim)``."""
+    """A user's own module: called with standardised values ``(N, *event)`` (missing entries are 0, the mean), gives ``(N, out_dim)``.
+
+    A module whose ``forward`` has an argument ``missing`` is also given the mask, 1.0 where an entry is missing.
+
+    Raises:
+        ValueError: the module gives another shape.
+    """
 
     def __init__(self, module: nn.Module, event_shape: Sequence[int], out_dim: int) -> None:
         super().__init__()
         self.module = module
+        self.sees_missing = "missing" in inspect.signature(module.forward).parameters
         training = module.training
         module.eval()
         with torch.no_grad():
             parameter = next(module.parameters(), torch.zeros(()))
-            shape = tuple(module(torch.zeros(2, *event_shape, dtype=parameter.dtype, device=parameter.device)).shape)
+            shape = tuple(self(torch.zeros(2, *event_shape, dtype=parameter.dtype, device=parameter.device)).shape)
         module.train(training)
         if shape != (2, out_dim):
             raise ValueError(
@@ -101,7 +110,9 @@ class Custom(nn.Module):
             )
 
     def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
-        return self.module(values)
+        if not self.sees_missing:
+            return self.module(values)
+        return self.module(values, missing=torch.zeros_like(values) if missing is None else missing)
 
 
 def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: int) -> nn.Module:

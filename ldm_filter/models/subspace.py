@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldm_filter.core.linalg import cholesky
 from ldm_filter.types import Gaussian, StateSpace
 
 __all__ = ["canonical_variates"]
+
+# Noise and few samples can put an estimated eigenvalue on or outside of the unit circle: it is pulled in to here.
+MOST_RADIUS = 0.999
 
 
 def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: int | None = None) -> tuple[StateSpace, Tensor]:
@@ -24,15 +28,16 @@ def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: 
 
     Returns:
         The model with constant fields (stationary initial belief) and the measurement covariance ``(m, m)``, in the latents' dtype.
+        A and C are consistent; Q and R, which the innovations leave open, are on the large side: a start for training.
 
     Raises:
-        ValueError: too few complete windows for the state's size.
+        ValueError: too few complete windows for the state's size, or latents that do not vary.
     """
     dim = latents.shape[-1]
     lags = max(2, -(-2 * state_dim // dim)) if lags is None else lags
-    lags = max(1, min(lags, (latents.shape[1] - 1) // 2))
+    lags = min(lags, (latents.shape[1] - 1) // 2)
     windows, mean = _complete_windows(latents.double(), observed, 2 * lags + 1)
-    if len(windows) < 4 * lags * dim or lags * dim < state_dim:
+    if len(windows) < max(1, 4 * lags * dim) or lags * dim < state_dim:
         raise ValueError(
             f"latents hold {len(windows)} complete windows of {2 * lags + 1} steps, at least {4 * lags * dim} are needed "
             f"(and lags * m = {lags * dim} >= state_dim = {state_dim}); lower state_dim or give longer series"
@@ -42,20 +47,23 @@ def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: 
     state, following = past @ to_state.mT, windows[:, 1 : lags + 1].flip(1).flatten(1) @ to_state.mT
     transition, transition_cov = _regress(state, following)
     observation, measurement_cov = _regress(state, windows[:, lags])
-    radius = float(torch.linalg.eigvals(transition).abs().max())
-    transition = transition * min(1.0, 0.999 / radius)
+    transition = transition * (MOST_RADIUS / max(float(torch.linalg.eigvals(transition).abs().max()), MOST_RADIUS))
     cov = state.mT @ state / len(state)
-    ssm = StateSpace(transition, state.new_zeros(state_dim), transition_cov, observation, mean, Gaussian(state.new_zeros(state_dim), cov))
-    ssm = StateSpace(*(field.to(latents.dtype) for field in ssm[:-1]), Gaussian(*(field.to(latents.dtype) for field in ssm.initial)))
-    return ssm, measurement_cov.to(latents.dtype)
+    transition, transition_cov, observation, mean, cov, measurement_cov = (
+        part.to(latents.dtype) for part in (transition, transition_cov, observation, mean, cov, measurement_cov)
+    )
+    origin = latents.new_zeros(state_dim)
+    return StateSpace(transition, origin, transition_cov, observation, mean, Gaussian(origin, cov)), measurement_cov
 
 
 def _complete_windows(latents: Tensor, observed: Tensor, length: int, most: int = 50_000) -> tuple[Tensor, Tensor]:
     """Centred windows ``(N, length, m)`` without a missing step, at most ``most`` of them evenly spread, and the mean."""
     mean = latents[observed].mean(0)
+    if latents.shape[1] < length:
+        return latents.new_zeros(0, length, latents.shape[-1]), mean
     complete = observed.unfold(1, length, 1).all(-1).nonzero()
     if len(complete) > most:
-        complete = complete[torch.linspace(0, len(complete) - 1, most).long()]
+        complete = complete[torch.linspace(0, len(complete) - 1, most, dtype=torch.float64, device=latents.device).round().long()]
     steps = complete[:, 1:] + torch.arange(length, device=latents.device)
     return latents[complete[:, :1], steps] - mean, mean
 
@@ -72,7 +80,7 @@ def _past_to_state(past: Tensor, future: Tensor, state_dim: int) -> Tensor:
 def _whitener(samples: Tensor) -> Tensor:
     cov = samples.mT @ samples / len(samples)
     eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
-    factor = torch.linalg.cholesky(cov + 1e-6 * cov.diagonal().mean() * eye)
+    factor = cholesky(cov + 1e-6 * cov.diagonal().mean() * eye, "covariance of the latents, which must vary,")
     return torch.linalg.solve_triangular(factor, eye, upper=False)
 
 
