@@ -161,7 +161,7 @@ def _fit_linear(readout: Readout, states: Tensor, targets: Tensor, observed: Ten
 
 
 def _fit_network(
-    readout: Readout, states: Tensor, targets: Tensor, observed: Tensor, generator: torch.Generator, steps: int = 800, batch: int = 1024
+    readout: Readout, states: Tensor, targets: Tensor, observed: Tensor, generator: torch.Generator, steps: int = 500, batch: int = 1024
 ) -> None:
     assert readout.network is not None
     _start(readout.network, generator)
