@@ -101,9 +101,10 @@ def test_forecast_of_a_frame_is_a_frame_with_the_clock_going_on(fitted: LDMFilte
 def test_forecast_intervals_hold_their_level(fitted: LDMFilter) -> None:
     series = [waves(120, seed) for seed in range(20, 60)]
     forecasts = fitted.forecast([one[:100] for one in series], horizon=10, levels=(0.95,))
-    inside = [
-        (one[100:110] > f.forecast_lo.values[..., 0]) & (one[100:110] < f.forecast_hi.values[..., 0]) for one, f in zip(series, forecasts, strict=True)
-    ]
+    inside = []
+    for one, forecast in zip(series, forecasts, strict=True):
+        low, high = forecast.forecast_lo.values[..., 0], forecast.forecast_hi.values[..., 0]
+        inside.append((one[100:110] > low) & (one[100:110] < high))
     assert 0.88 < np.mean(inside) < 0.99
 
 
@@ -275,7 +276,7 @@ def test_bad_calls_are_named(fitted: LDMFilter) -> None:
         LDMFilter(state_dim=1).fit(waves(1), progress=False)
     with pytest.raises(ValueError, match="not parameters of LDMFilter"):
         fitted.set_params(colour="red")
-    with pytest.raises(ValueError, match="data .* or steps"):
+    with pytest.raises(ValueError, match=r"data .* or steps"):
         fitted.sample()
 
 
