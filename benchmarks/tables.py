@@ -24,7 +24,7 @@ NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("r2", "R²", ".4f"),
     ("mlp_r2", "R², MLP", ".4f"),
-    ("mse", "MSE", ".5f"),
+    ("mse", "MSE", ".1e"),
     ("excess", "excess error", ".2f"),
     ("nis", "NIS / m", ".2f"),
     ("nees", "NEES / d", ".2f"),
@@ -73,8 +73,7 @@ def summary_table(rows: Sequence[Row], commit: str) -> str:
         return NOTHING
     heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", "in 95 % ellipse", "NIS / m", "fit, s"]
     every = [row for row in records.newest(rows) if row["budget"] != "smoke"]
-    note = "Position of the dot, affine read-out, fresh test sequences. All methods and figures: [benchmarks](benchmarks/README.md)."
-    return f"{_markdown(heads, lines)}\n\n{note} {_footer(every, commit)}"
+    return f"{_markdown(heads, lines)}\n\n{_footer(every, commit)}"
 
 
 def update(root: Path = records.ROOT) -> list[Path]:
