@@ -24,6 +24,7 @@ def make_model(noise: str = "constant", dtype: torch.dtype = torch.float64, even
             buffer = getattr(model.encoder, name)
             buffer.add_(spread * torch.rand(buffer.shape, generator=generator, dtype=dtype))
         factor = torch.randn(model.encoder.missing_cov.shape, generator=generator, dtype=dtype)
+        model.dynamics.observation_offset.add_(torch.tensor([0.5, -1.0, 2.0, 0.3], dtype=dtype))
         model.encoder.missing_cov.copy_(0.3 * factor @ factor.mT)
     return model
 

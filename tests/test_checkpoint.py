@@ -110,7 +110,9 @@ def test_truncated(saved: Path, keep: int):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("content", [b"time,a,b\n0,1.0,2.0\n" * 20, b"PK\x03\x04" + b"\0" * 500, b'{"config": {"state_dim": 4}}'])
+@pytest.mark.parametrize(
+    "content", [b"time,a,b\n0,1.0,2.0\n" * 20, b"PK\x03\x04" + b"\0" * 500, b'{"config": {"state_dim": 4}}', b'{"data":{"x": 1}}']
+)
 def test_another_kind_of_file(tmp_path: Path, content: bytes):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)

@@ -120,14 +120,13 @@ def test_state_is_small_and_plain():
 def test_a_saved_state_and_a_result_share_no_memory_with_the_filter():
     model, rows = make_model(), make_series(3, holes=False)[0]
     untouched, online = OnlineFilter(model), OnlineFilter(model)
-    state = online.save_state()
     for row in rows[:2]:
         want, result = untouched.step(row), online.step(row)
         assert torch.equal(result.mean, want.mean)
         result.mean.zero_()
         result.cov.zero_()
-        state["cov"][:] = 0.0
-        state = online.save_state()
+        online.save_state()["cov"][:] = 0.0
+    state = online.save_state()
     online.load_state(state)
     state["mean"][:] = 0.0
     assert torch.equal(online.step(rows[2]).mean, untouched.step(rows[2]).mean)
