@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ import xarray as xr
 
 from ldm_filter.data.containers import channel_name
 from ldm_filter.data.results import file_attrs
+from ldm_filter.data.tables import flattened
 
-__all__ = ["KNOWN_SUFFIXES", "read", "write"]
+__all__ = ["KNOWN_SUFFIXES", "check_folder", "check_writable", "read", "write"]
 
 KNOWN_SUFFIXES = (".csv", ".parquet", ".nc", ".npy", ".npz")
 _STORAGE_HINT = "install it with: pip install ldm-filter[storage]"
 _TIME_NAMES = {"time", "date", "datetime", "timestamp", "index", "when"}
 _LOOKS_DATED = re.compile(r"^\s*\d{4}-\d{1,2}(-\d{1,2})?([T ]\d|\s*$)")
-_MAX_CSV_COLUMNS = 1000
 
 
 def read(path: str | Path) -> Any:
@@ -39,7 +38,7 @@ def read(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown suffix, or content that is not what the suffix says.
-        ImportError: the format needs an optional package; the message names the extra.
+        ModuleNotFoundError: the format needs an optional package; the message names the extra.
     """
     path = Path(path)
     reader = _by_suffix(path, {".csv": _read_csv, ".parquet": _read_parquet, ".nc": _read_netcdf, ".npy": _read_numpy, ".npz": _read_numpy})
@@ -64,13 +63,33 @@ def write(data: Any, path: str | Path) -> None:
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: an unknown suffix, or a container that this format cannot hold; the message names one that can.
-        ImportError: the format needs an optional package; the message names the extra.
+        ModuleNotFoundError: the format needs an optional package; the message names the extra.
     """
     path = Path(path)
-    writer = _by_suffix(path, {".csv": _write_csv, ".parquet": _write_parquet, ".nc": _write_netcdf, ".npy": _write_npy, ".npz": _write_npz})
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"`path` {str(path)!r}: the folder {str(path.parent)!r} does not exist; create it first.")
-    writer(data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data, path)
+    check_writable(path)
+    _WRITERS[path.suffix.lower()](data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data, path)
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuse a path whose folder is not there, before the work whose result should go to it.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`path` {str(path)!r}: the folder {str(folder)!r} does not exist; create it first.")
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse what `write` could not write, whatever the data.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: an unknown suffix.
+    """
+    _by_suffix(Path(path), _WRITERS)
+    check_folder(path)
 
 
 def _by_suffix(path: Path, known: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -81,7 +100,7 @@ def _by_suffix(path: Path, known: dict[str, Callable[..., Any]]) -> Callable[...
 
 def _need(package: str, path: Path) -> None:
     if find_spec(package) is None:
-        raise ImportError(f"{path.suffix} files need the package {package}, which is not installed; {_STORAGE_HINT}.")
+        raise ModuleNotFoundError(f"{path.suffix} files need the package {package}, which is not installed; {_STORAGE_HINT}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- tables
@@ -134,28 +153,9 @@ def _as_table(data: Any, path: Path) -> pd.DataFrame:
     if isinstance(data, xr.DataArray):
         data = data.to_dataset(name=data.name or "value")
     if isinstance(data, xr.Dataset):
-        return _flattened(data, path)
+        return flattened(data, path.suffix)
     mend = "write its items one by one" if isinstance(data, list | tuple) else "write it as .nc or .npz"
     raise ValueError(f"`data` is a {type(data).__name__}, which a {path.suffix} table cannot hold; {mend}.")
-
-
-def _flattened(dataset: xr.Dataset, path: Path) -> pd.DataFrame:
-    """One row per time, one column per entry: ``filtered_cov[0,1]``."""
-    time = (
-        "time" if "time" in dataset.dims else next((str(dim) for dim, index in dataset.indexes.items() if isinstance(index, pd.DatetimeIndex)), None)
-    )
-    width = sum(variable.size // variable.sizes[time] for variable in dataset.data_vars.values() if time in variable.dims) if time else 0
-    if time is None or "series" in dataset.dims or width > _MAX_CSV_COLUMNS:
-        raise ValueError(f"`data` is a Dataset with dims {dict(dataset.sizes)}, which a {path.suffix} table cannot hold; write it as .nc.")
-    columns: dict[str, np.ndarray] = {}
-    for name, variable in dataset.data_vars.items():
-        if time not in variable.dims:
-            continue  # constants of the model have no place in a table over time
-        entries = variable.transpose(time, ...)
-        others = [[str(label) for label in dataset.indexes.get(dim, range(entries.sizes[dim]))] for dim in entries.dims[1:]]
-        for labels, column in zip(product(*others), entries.to_numpy().reshape(entries.sizes[time], -1).T, strict=True):
-            columns[f"{name}[{','.join(labels)}]" if labels else str(name)] = column
-    return pd.DataFrame(columns, index=dataset.indexes.get(time, pd.RangeIndex(dataset.sizes[time])).rename(time))
 
 
 def _joined(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +192,7 @@ def _read_netcdf(path: Path) -> xr.Dataset:
     if not classic and magic != b"\x89HDF":
         raise ValueError("it is no NetCDF file")
     if not classic and not _has_hdf5() and find_spec("netCDF4") is None:
-        raise ImportError(f"This {path.suffix} file is NetCDF-4, which needs the packages h5netcdf and h5py; {_STORAGE_HINT}.")
+        raise ModuleNotFoundError(f"This {path.suffix} file is NetCDF-4, which needs the packages h5netcdf and h5py; {_STORAGE_HINT}.")
     with xr.open_dataset(path, engine="scipy" if classic else None, decode_timedelta=True) as dataset:
         return dataset.load()
 
@@ -241,3 +241,12 @@ def _write_npz(data: Any, path: Path) -> None:
         arrays = {"data": np.asarray(data)}
     with path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+_WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".nc": _write_netcdf,
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+}

@@ -1,0 +1,253 @@
+"""The command line: ``ldm-filter fit | filter | smooth | forecast`` on files.
+
+Only jsonargparse is imported to start with; torch, pandas and xarray come with the command that needs them, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+__all__ = ["main"]
+
+ABOUT = """Kalman filtering of whatever a network can look at, trained without labels.
+
+  ldm-filter fit      log.csv --state-dim 4 --out model.safetensors
+  ldm-filter filter   new.csv --model model.safetensors --out states.nc
+  ldm-filter forecast new.csv --model model.safetensors --horizon 24
+
+Every command has a --help with an example, and takes options from a YAML file with --config."""
+
+DATA = """Data: .csv and .parquet (a row per time step, a column per channel; a first column called time or date, or
+holding dates, is the time), .nc, .npy (time, channel) or (series, time, channel), .npz. Empty and NaN mean missing."""
+
+FIT = f"""Train a model on series without labels.
+
+Examples:
+  ldm-filter fit log.csv --state-dim 4 --out model.safetensors
+  ldm-filter fit monday.csv tuesday.csv --out model.safetensors --validation sunday.csv --log log.jsonl
+  ldm-filter fit --config fit.yaml log.csv --out model.safetensors
+where fit.yaml holds options, with underscores, such as
+  state_dim: 4
+  noise: input
+--print_config shows them all; what follows --config on the command line wins over the file.
+
+{DATA}
+Several files are several series, of any lengths."""
+
+FILTER = f"""The state at every step, from the data up to that step.
+
+Examples:
+  ldm-filter filter log.csv --model model.safetensors
+  ldm-filter filter log.csv --model model.safetensors --out states.nc
+  ldm-filter filter log.csv --model model.safetensors --out states.csv
+
+{DATA}
+Result: .nc holds everything, with covariances; .csv and .parquet a flat table of means and standard deviations."""
+
+SMOOTH = f"""The state at every step, from all of the data: gaps are filled from both sides.
+
+Examples:
+  ldm-filter smooth log.csv --model model.safetensors --out smoothed.csv
+  ldm-filter smooth log.csv --model model.safetensors --out smoothed.nc
+
+{DATA}
+Result: .nc holds everything, with covariances; .csv and .parquet a flat table of means and standard deviations."""
+
+FORECAST = f"""The observations that follow the data, with prediction intervals.
+
+Examples:
+  ldm-filter forecast log.csv --model model.safetensors --horizon 24
+  ldm-filter forecast log.csv --model model.safetensors --horizon 24 --levels 0.5 0.95 --out forecast.csv
+
+{DATA}
+Result: for tables a table with columns "channel mean", "channel std", "channel lo-80", "channel hi-80" and so on, at
+the times that continue the data's; write it as .csv or .parquet. For arrays and NetCDF files a Dataset, also as .nc."""
+
+# Arguments of LDMFilter: name, type, default, help. A test holds names, defaults and choices against the class.
+MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("state_dim", int, 4, "size of the latent state; a motion that holds k frequencies needs 2 k"),
+    ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
+    ("encoder", str, "auto", "auto, mlp or conv (for frames)"),
+    ("dynamics", str, "linear", "linear"),
+    ("noise", str, "constant", "of the measurement: constant, or input (a network of the observation: noisy ones count for less)"),
+    ("objective", str, "auto", "entropy estimator: auto, log-det, conditional-log-det, knn, kde, jacobian or stop-gradient"),
+    ("mutual_information", bool, True, "maximise F_MI (true) or F_LDM (false)"),
+    ("readout", str, "auto", "from the state back to the data: auto, linear or mlp"),
+    ("transition_cov", str, "full", "full or diagonal"),
+    ("observation", str, "learned", "observation matrix: learned, or selector for [I 0]"),
+    ("window", int | None, None, "steps of a training window; null: up to 100"),
+    ("learning_rate", float, 3e-3, "peak rate of the encoder"),
+    ("dynamics_rate", float, 10.0, "rate of the dynamics, as a multiple"),
+    ("mask_rate", float | None, None, "share of entries hidden in training; null: 0.1 where single channels are missing, else 0"),
+    ("seed", int, 0, "of everything random"),
+    ("device", str, "auto", "auto, cpu or cuda"),
+    ("dtype", Literal["float32", "float64"], "float32", "precision of the model"),
+    ("devices", int, 1, "number of devices, for data-parallel training"),
+    ("precision", str | None, None, "of Lightning Fabric, such as bf16-mixed; null: that of dtype"),
+)
+
+
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Types and defaults of the options, and examples with their line breaks."""
+
+
+class _Parser(ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _fail(f"{message} (see {self.prog.split(' [')[0]} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; the entry point ``ldm-filter``.
+
+    Args:
+        arguments: words after the program's name; default those of the shell.
+
+    Raises:
+        SystemExit: with status 2 and one line on stderr where the user can mend something, 0 after --help and --version.
+    """
+    options = _parser().parse_args(None if arguments is None else list(arguments))
+    command = options.subcommand
+    try:
+        _fit(options.fit) if command == "fit" else _infer(command, options[command])
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:  # CheckpointError is a ValueError
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"ldm-filter: error: {' '.join(message.split())}\n")
+    raise SystemExit(2)
+
+
+# --------------------------------------------------------------------------------------------------------------- options
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(prog="ldm-filter", description=ABOUT, formatter_class=_Help, version=version("ldm-filter"))
+    commands = parser.add_subcommands(title="commands")
+    commands.add_subcommand("fit", _fit_parser(), help="train a model and save it")
+    commands.add_subcommand("filter", _result_parser(FILTER), help="the state at every step, from the data so far")
+    commands.add_subcommand("smooth", _result_parser(SMOOTH), help="the state at every step, from all data")
+    commands.add_subcommand("forecast", _forecast_parser(), help="the observations to come, with intervals")
+    return parser
+
+
+def _new_parser(description: str) -> ArgumentParser:
+    parser = _Parser(description=description, formatter_class=_Help)
+    parser.add_argument("data", nargs="+", type=str, metavar="DATA", help="files, one or more")
+    parser.add_argument("--config", action="config", help="YAML file with options")
+    return parser
+
+
+def _fit_parser() -> ArgumentParser:
+    parser = _new_parser(FIT)
+    parser.add_argument("--out", type=str, required=True, help="file for the model, such as model.safetensors")
+    parser.add_argument("--epochs", type=int | None, default=None, help="passes over the data; null: 20, more for small data")
+    parser.add_argument("--batch-size", type=int | None, default=None, help="windows per update; null: up to 32")
+    parser.add_argument("--validation", type=float | str | None, default=0.1, help="held-out file, or share of the data to hold out, or null")
+    parser.add_argument("--log", type=str | None, default=None, help="JSONL file; a line per epoch is appended")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+    model = parser.add_argument_group("model")
+    for name, kind, default, text in MODEL_OPTIONS:
+        model.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
+    return parser
+
+
+def _result_parser(description: str) -> ArgumentParser:
+    parser = _new_parser(description)
+    parser.add_argument("--model", type=str, required=True, help="file that fit wrote")
+    parser.add_argument("--out", type=str | None, default=None, help="file for the result; null: a summary is printed")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    return parser
+
+
+def _forecast_parser() -> ArgumentParser:
+    parser = _result_parser(FORECAST)
+    parser.add_argument("--horizon", type=int, required=True, help="number of steps after the data")
+    parser.add_argument("--levels", nargs="+", type=float, default=[0.8, 0.95], help="central prediction intervals, shares in (0, 1)")
+    return parser
+
+
+# -------------------------------------------------------------------------------------------------------------- commands
+
+
+def _fit(options: Namespace) -> None:
+    import torch
+
+    from ldm_filter.data.io import check_folder
+    from ldm_filter.estimator import LDMFilter
+
+    for path in (options.out, options.log):  # before hours of training
+        if path is not None:
+            check_folder(path)
+    arguments = {name: options[name] for name, *_ in MODEL_OPTIONS} | {"dtype": getattr(torch, options.dtype)}
+    validation = _read([options.validation]) if isinstance(options.validation, str) else options.validation
+    model = LDMFilter(**arguments).fit(
+        _read(options.data),
+        validation=validation,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+        log_path=options.log,
+    )
+    model.save(options.out)
+    if not options.quiet:
+        print("\n".join([*model.history_.events, f"wrote {options.out}: {model} after {len(model.history_.epochs)} epoch(s)"]))
+
+
+def _infer(command: str, options: Namespace) -> None:
+    from ldm_filter.data.io import check_writable
+    from ldm_filter.estimator import LDMFilter
+
+    if options.out is not None:
+        check_writable(options.out)
+    model = LDMFilter.load(options.model, device=options.device)
+    further = {"horizon": options.horizon, "levels": options.levels} if command == "forecast" else {}
+    result = getattr(model, command)(_read(options.data), **further)
+    if options.out is None:
+        _show(result)
+    else:
+        _write(result, Path(options.out))
+
+
+def _read(paths: Sequence[str]) -> Any:
+    """One container for one file, a list of series for several."""
+    from ldm_filter.data.io import read
+
+    if len(paths) == 1:
+        return read(paths[0])
+    series: list[Any] = []
+    for path in paths:
+        content = read(path)
+        series += content if isinstance(content, list) else [content]
+    return series
+
+
+def _write(result: Any, path: Path) -> None:
+    """One file, or numbered ones for a list of series."""
+    from ldm_filter.data.io import write
+    from ldm_filter.data.tables import table
+
+    numbered = [(path.with_stem(f"{path.stem}-{i}"), item) for i, item in enumerate(result)] if isinstance(result, list) else [(path, result)]
+    for target, item in numbered:
+        write(table(item) if target.suffix.lower() in (".csv", ".parquet") else item, target)
+        print(f"wrote {target}")
+
+
+def _show(result: Any) -> None:
+    from ldm_filter.data.tables import summary
+
+    for i, item in enumerate(result if isinstance(result, list) else [result]):
+        print(f"series {i}:\n{summary(item)}" if isinstance(result, list) else summary(item))
+
+
+if __name__ == "__main__":
+    main()
