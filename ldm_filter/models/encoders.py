@@ -81,10 +81,9 @@ class Encoder(nn.Module):
         if bool(observed.all()):
             return normalised, None
         normalised = torch.where(observed, normalised, torch.zeros_like(normalised))
-        flat = observed.flatten(2)
-        if not bool((flat.any(-1) & ~flat.all(-1)).any()):
-            return normalised, None  # only whole steps are missing: the filter skips those
-        return normalised, (~observed).to(values.dtype)
+        seen = observed.flatten(2).any(-1).reshape(*observed.shape[:2], *[1] * len(self.event_shape))
+        missing = seen & ~observed  # a step that is missing as a whole is skipped by the filter, and costs nothing here
+        return normalised, missing.to(values.dtype) if bool(missing.any()) else None
 
     def embed(self, normalised: Tensor, missing: Tensor | None) -> Tensor:
         """z, ``(B, T, m)``, of standardised values."""

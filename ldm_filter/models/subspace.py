@@ -12,19 +12,22 @@ __all__ = ["canonical_variates"]
 
 # Noise and few samples can put an estimated eigenvalue on or outside of the unit circle: it is pulled in to here.
 MOST_RADIUS = 0.999
+# Of the windows that the moments are taken from.
+MOST_ENTRIES = 1 << 24
 
 
 def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: int | None = None) -> tuple[StateSpace, Tensor]:
     """Fit a stable linear-Gaussian model by canonical variate analysis of past and future.
 
     The state is the ``state_dim`` linear functions of the past z_{t-1}, ..., z_{t-lags} that are most correlated with the future
-    z_t, ..., z_{t+lags-1}; A and C follow by regression on it, Q and R from the residuals (Larimore 1990; Van Overschee and De Moor 1996).
+    z_t, ..., z_{t+lags}; A and C follow by regression on it, Q and R from the residuals (Larimore 1990; Van Overschee and De Moor 1996).
+    The past must be long: what it leaves out biases A towards faster decay.
 
     Args:
         latents: ``(B, T, m)``.
         observed: bool ``(B, T)``; windows with a missing step are left out.
         state_dim: n; at most ``m * lags``.
-        lags: length of past and of future; default ``max(2, ceil(2 n / m))``, shortened for short series.
+        lags: length of past and of future; default ``max(12, ceil(2 n / m))``, or as many as the data bear.
 
     Returns:
         The model with constant fields (stationary initial belief) and the measurement covariance ``(m, m)``, in the latents' dtype.
@@ -33,16 +36,9 @@ def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: 
     Raises:
         ValueError: too few complete windows for the state's size, or latents that do not vary.
     """
-    dim = latents.shape[-1]
-    lags = max(2, -(-2 * state_dim // dim)) if lags is None else lags
-    lags = min(lags, (latents.shape[1] - 1) // 2)
-    windows, mean = _complete_windows(latents.double(), observed, 2 * lags + 1)
-    if len(windows) < max(1, 4 * lags * dim) or lags * dim < state_dim:
-        raise ValueError(
-            f"latents hold {len(windows)} complete windows of {2 * lags + 1} steps, at least {4 * lags * dim} are needed "
-            f"(and lags * m = {lags * dim} >= state_dim = {state_dim}); lower state_dim or give longer series"
-        )
-    past, future = windows[:, :lags].flip(1).flatten(1), windows[:, lags : 2 * lags].flatten(1)
+    windows, mean = _windows(latents.double(), observed, state_dim, lags)
+    lags = windows.shape[1] // 2
+    past, future = windows[:, :lags].flip(1).flatten(1), windows[:, lags:].flatten(1)
     to_state = _past_to_state(past, future, state_dim)
     state, following = past @ to_state.mT, windows[:, 1 : lags + 1].flip(1).flatten(1) @ to_state.mT
     transition, transition_cov = _regress(state, following)
@@ -56,8 +52,24 @@ def canonical_variates(latents: Tensor, observed: Tensor, state_dim: int, lags: 
     return StateSpace(transition, origin, transition_cov, observation, mean, Gaussian(origin, cov)), measurement_cov
 
 
-def _complete_windows(latents: Tensor, observed: Tensor, length: int, most: int = 50_000) -> tuple[Tensor, Tensor]:
-    """Centred windows ``(N, length, m)`` without a missing step, at most ``most`` of them evenly spread, and the mean."""
+def _windows(latents: Tensor, observed: Tensor, state_dim: int, lags: int | None) -> tuple[Tensor, Tensor]:
+    """Centred windows ``(N, 2 lags + 1, m)`` and the mean; without a choice of lags the longest past that the data bear."""
+    dim = latents.shape[-1]
+    least = -(-state_dim // dim)
+    most = max(12, -(-2 * state_dim // dim)) if lags is None else lags
+    for length in range(most, (least if lags is None else most) - 1, -1):
+        windows, mean = _complete_windows(latents, observed, 2 * length + 1)
+        if len(windows) >= 4 * length * dim and length >= least:
+            return windows, mean
+    raise ValueError(
+        f"latents hold {len(windows)} complete windows of {2 * length + 1} steps, at least {4 * length * dim} are needed "
+        f"(and lags * m = {length * dim} >= state_dim = {state_dim}); lower state_dim or give longer series"
+    )
+
+
+def _complete_windows(latents: Tensor, observed: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Centred windows ``(N, length, m)`` without a missing step, evenly thinned to at most 128 MB, and the mean."""
+    most = MOST_ENTRIES // (length * latents.shape[-1])
     mean = latents[observed].mean(0)
     if latents.shape[1] < length:
         return latents.new_zeros(0, length, latents.shape[-1]), mean
@@ -89,5 +101,4 @@ def _regress(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     coefficients = torch.linalg.lstsq(inputs, outputs).solution.mT
     residual = outputs - inputs @ coefficients.mT
     cov = residual.mT @ residual / len(residual)
-    floor = 1e-4 * (outputs.mT @ outputs / len(outputs)).diagonal()
-    return coefficients, cov + torch.diag(floor)
+    return coefficients, cov + torch.diag(1e-4 * outputs.square().mean(0))

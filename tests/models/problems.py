@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -11,11 +14,19 @@ from ldm_filter.models.encoders import Encoder
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.types import Gaussian, StateSpace
 
-__all__ = ["assert_same_model", "cast", "filter_of", "latents_of", "radius", "rng", "stable_model"]
+__all__ = ["assert_same_model", "cast", "filter_of", "latents_of", "radius", "rng", "seeded", "stable_model"]
 
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """torch's layers draw their starting values from the global generator: within this block from a seed, leaving it untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def radius(matrix: Tensor) -> float:
@@ -48,7 +59,8 @@ def assert_same_model(found: StateSpace, expected: StateSpace, atol: float) -> N
 
 def filter_of(event_shape: tuple[int, ...] = (3,), n: int = 3, m: int = 2, noise: str = "constant", seed: int = 0, **choices: str) -> LatentFilter:
     """A float64 model with weights that are drawn from the seed alone, none of them zero."""
-    model = LatentFilter(Encoder(event_shape, m, noise=noise), LinearDynamics(n, m, generator=rng(seed), **choices)).double()
+    with seeded(seed):
+        model = LatentFilter(Encoder(event_shape, m, noise=noise), LinearDynamics(n, m, generator=rng(seed), **choices)).double()
     generator = rng(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():
