@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks import records
+from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import PUBLISHED, SETTINGS
 from benchmarks.records import Row
 
@@ -56,16 +57,17 @@ def full_tables(rows: Sequence[Row], commit: str) -> str:
 
 
 def summary_table(rows: Sequence[Row], commit: str) -> str:
-    """One line per task: the learned filter beside the best classical one, the exact one and the paper."""
+    """One line per task: the learned filter (with its default objective) beside the best classical one, the exact one and the paper."""
     lines = []
     for task, condition, budget in _groups(rows):
         group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
-        ours = [row for row in group if row["method"].startswith("ldm-")]
-        if not ours:
+        ours = [row for row in group if task in SETTINGS and row["method"] == default_methods(task)[0]]
+        if not ours or condition:
             continue
         best = _best([row for row in group if row["method"].startswith("pca-em")])
         oracle = [row for row in group if row["method"] == "oracle"]
-        cells = [f"`{task}`" + _mark(group, commit), _figure(ours, "r2", ".4f"), _figure(best, "r2", ".4f"), _figure(oracle, "r2", ".4f")]
+        name = f"`{task}`" + ("" if budget == "cpu" else f", budget {budget}") + _mark(group, commit)
+        cells = [name, _figure(ours, "r2", ".4f"), _figure(best, "r2", ".4f"), _figure(oracle, "r2", ".4f")]
         quoted = [row.r2 for row in PUBLISHED.get(task, ()) if row.name.startswith("paper") and "re-run" not in row.name]
         cells += [" / ".join(quoted), _figure(ours, "coverage95", ".3f"), _figure(ours, "nis", ".2f"), _figure(ours, "fit_seconds", ".0f")]
         lines.append(cells)
