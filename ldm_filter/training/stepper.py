@@ -1,0 +1,175 @@
+"""One optimisation step, one epoch of them, and what to look at afterwards: on one device or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from ldm_filter.core.kalman import filter_sequence
+from ldm_filter.core.linalg import cholesky, whiten
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.objectives.objective import Objective, ObjectiveValue
+from ldm_filter.training.processes import Gather, share
+from ldm_filter.types import Gaussian, Sequences, StateSpace
+
+__all__ = ["Stepper"]
+
+MOST_BAD_STEPS = 5
+
+
+class _Measured(nn.Module):
+    """Encoder and dynamics in one forward, so that a data-parallel wrapper sees every parameter."""
+
+    def __init__(self, model: LatentFilter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, values: Tensor, observed: Tensor, volume: bool) -> tuple[StateSpace, Gaussian, Tensor, Tensor | None]:
+        measurements, seen = self.model.encode(values, observed)
+        return self.model.dynamics(), measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
+
+
+class Stepper:
+    """Takes a model through batches.
+
+    Args:
+        fabric: launched.
+        model: changed in place, moved to the fabric's device.
+        objective: what to maximise.
+        optimiser, schedule: of the model's parameters; the schedule advances with every step that is taken.
+        clip: largest norm of the gradient.
+    """
+
+    def __init__(self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float) -> None:
+        self.fabric, self.objective, self.schedule, self.clip = fabric, objective, schedule, clip
+        self.module, self.optimiser = fabric.setup(_Measured(model), optimiser)
+        self.gather = Gather(fabric)
+        self.taken = 0
+        self.skipped: list[str] = []
+        self.last: Sequences | None = None
+
+    def epoch(self, batches: Iterable[Sequences]) -> dict[str, float]:
+        """One pass; the mean figures of the steps that were taken. After several bad steps in a row it is given up: the loss is NaN."""
+        self.module.train()
+        values: list[Tensor] = []
+        bad = in_a_row = 0
+        for batch in batches:
+            problem = self.step(batch, values)
+            if problem is None:
+                self.last, in_a_row = batch, 0
+                continue
+            self.skipped.append(problem)
+            bad, in_a_row = bad + 1, in_a_row + 1
+            if in_a_row >= MOST_BAD_STEPS:
+                break
+        if not values or in_a_row >= MOST_BAD_STEPS:
+            return {"loss": math.nan, "bad_steps": float(bad)}
+        means = torch.as_tensor(self.fabric.all_reduce(torch.stack(values).mean(0), reduce_op="mean"))
+        return _figures(means) | {"bad_steps": float(bad)}
+
+    def step(self, batch: Sequences, values: list[Tensor]) -> str | None:
+        """One update; its figures are added to ``values``, or the reason is returned for which it was skipped.
+
+        Raises:
+            ValueError: the first step of all cannot be evaluated; there is nothing to go back to.
+        """
+        self.optimiser.zero_grad()
+        try:
+            value = self._value(share(batch, self.fabric.global_rank, self.fabric.world_size))
+        except ValueError as error:  # the filter names a measurement or covariance that is not finite or not positive definite
+            self.gather.tell(error)
+            if not self.taken:
+                raise
+            return str(error)
+        self.fabric.backward(value.loss)
+        norm = torch.as_tensor(self.fabric.clip_gradients(self.module, self.optimiser, max_norm=self.clip, error_if_nonfinite=False))
+        loss = self.gather(value.loss.detach().reshape(1)).mean()
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            return f"loss {float(loss):.4g}, norm of the gradient {float(norm):.4g}"
+        self.optimiser.step()
+        self.schedule.step()
+        self.taken += 1
+        values.append(torch.stack(value).detach())
+        return None
+
+    def _value(self, batch: Sequences) -> ObjectiveValue:
+        ssm, measurements, seen, volume = self._measure(batch)
+        return self.objective(ssm, measurements, seen, self.gather, volume)
+
+    def _measure(self, batch: Sequences) -> tuple[StateSpace, Gaussian, Tensor, Tensor | None]:
+        values, observed = self.fabric.to_device(batch.values), self.fabric.to_device(batch.observed)
+        return self.module(values, observed, self.objective.needs_volume)
+
+    def evaluate(self, batches: Iterable[Sequences] | None) -> dict[str, float]:
+        """Figures of held-out batches by the name of ``validation_...``; without any, the health of the last training batch alone."""
+        try:
+            if batches is not None:
+                return {f"validation_{name}": value for name, value in self.figures(batches).items()}
+            figures = {} if self.last is None else self.figures([self.last])
+            return {name: value for name, value in figures.items() if name not in ObjectiveValue._fields}
+        except ValueError as error:
+            self.skipped.append(f"evaluation failed: {error}")
+            return {"validation_loss": math.nan}
+
+    @torch.no_grad()
+    def figures(self, batches: Iterable[Sequences]) -> dict[str, float]:
+        """The objective on some batches, every process by itself on all of them, and the health of the model.
+
+        Raises:
+            ValueError: it cannot be evaluated on one of them.
+        """
+        self.module.eval()
+        values, weights, latents, squares = [], [], [], []
+        for batch in batches:
+            ssm, measurements, seen, volume = self._measure(batch)
+            values.append(torch.stack(self.objective(ssm, measurements, seen, log_volume=volume)))
+            weights.append(seen.sum())
+            latents.append(measurements.mean[seen].double())
+            squares.append(_normalised_innovations(ssm, measurements, seen))
+        weight = torch.stack(weights).double()
+        means = (torch.stack(values).double() * (weight / weight.sum())[:, None]).sum(0)
+        return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | {"radius": _radius(ssm)}
+
+    def slow_down(self) -> None:
+        """Forget the optimiser's averages and halve its rates: those that the one-cycle schedule reads, and the present one."""
+        self.optimiser.state.clear()
+        for group in self.optimiser.param_groups:
+            group.update({name: group[name] / 2 for name in ("lr", "initial_lr", "max_lr", "min_lr")})
+
+    def events(self) -> list[str]:
+        """What was skipped since the last call, in words."""
+        skipped, self.skipped = self.skipped, []
+        return [f"{len(skipped)} step(s) skipped, first: {skipped[0]}"] if skipped else []
+
+
+def _figures(means: Tensor) -> dict[str, float]:
+    return dict(zip(ObjectiveValue._fields, means.tolist(), strict=True))
+
+
+def _health(latents: Tensor, squares: Tensor) -> dict[str, float]:
+    """The spread of the latents ``(N, m)``, smallest over largest eigenvalue of their covariance, and a typical NIS / m.
+
+    Typical is the median over its expectation for a consistent model: a mean would be ruled by one broken measurement.
+    """
+    size = latents.shape[1]
+    health = {"nis": float(squares.median()) / (1.0 - 2.0 / (9.0 * size)) ** 3}
+    if len(latents) > 4 * size:  # else the covariance has no full rank whatever the encoder
+        eigenvalues = torch.linalg.eigvalsh(torch.cov(latents.mT).reshape(size, size))
+        health["spread"] = float(eigenvalues[0].clamp_min(0.0) / eigenvalues[-1].clamp_min(1e-300))
+    return health
+
+
+def _normalised_innovations(ssm: StateSpace, measurements: Gaussian, seen: Tensor) -> Tensor:
+    """NIS / m of the observed steps, ``(N,)``."""
+    projected = filter_sequence(ssm, measurements, seen).projected
+    white = whiten(cholesky(projected.cov.double()), (measurements.mean - projected.mean).double())
+    return white.square().mean(-1)[seen]
+
+
+def _radius(ssm: StateSpace) -> float:
+    return float(torch.linalg.eigvals(ssm.transition_matrix.double()).abs().max())
