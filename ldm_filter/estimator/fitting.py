@@ -20,7 +20,7 @@ from ldm_filter.objectives.objective import Objective
 from ldm_filter.training import History, TrainingOptions, train
 from ldm_filter.types import Gaussian, Sequences
 
-__all__ = ["Beliefs", "Plan", "beliefs", "build", "finish", "fit_observation_readout", "initialise", "make_plan", "run_training"]
+__all__ = ["Beliefs", "Plan", "beliefs", "build", "finish", "fit_observation_readout", "initialise", "make_plan", "mostly_complete", "run_training"]
 
 LEAST_UPDATES = 600
 MOST_ROWS = 20_000
@@ -74,6 +74,12 @@ def make_plan(
     updates = len(training.epoch(batch_size, torch.Generator().manual_seed(seed)))
     epochs = epochs or max(20, min(300, -(-LEAST_UPDATES // updates)))
     return Plan(training, None if held_out is None else Windows(held_out, length), batch_size, epochs)
+
+
+def mostly_complete(sequences: Sequences) -> bool:
+    """Whether at least half of the steps with anything observed are complete, as the change of variables needs them."""
+    flat = sequences.observed.flatten(2)
+    return bool(2 * flat.all(-1).sum() >= flat.any(-1).sum())
 
 
 @torch.no_grad()

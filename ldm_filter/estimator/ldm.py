@@ -135,7 +135,7 @@ class LDMFilter:
         held_out = validation if validation is None or isinstance(validation, float) else self._parse(validation, labels, "validation")[0]
         plan = fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed)
         fitting.initialise(model, plan.training.sequences)
-        square = len(event_shape) == 1 and latent_dim == event_shape[0]
+        square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
         objective = Objective(resolve_objective(self.objective, self.noise, square), self.mutual_information)
         self.history_: History = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
         model.eval()

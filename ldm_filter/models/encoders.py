@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         return (self.gain * (raw - self.shift)).unflatten(0, batch)
 
     def log_volume(self, values: Tensor, observed: Tensor, most: int = 512) -> Tensor:
-        """log |det dz/dx| at up to ``most`` complete observations, ``(N,)``: how the encoder changes an entropy, exactly.
+        """log |det dz/du| at up to ``most`` complete observations, ``(N,)``: how the encoder changes the entropy of the standardised data u, exactly.
 
         Raises:
             ValueError: as many latents as entries of an observation are needed, and a complete observation.
@@ -118,8 +118,7 @@ class Encoder(nn.Module):
 
         columns = torch.func.jvp(embed, (rows.repeat(size, 1),), (tangents,))[1]
         jacobian = columns.unflatten(0, (size, -1)).permute(1, 2, 0)
-        constant = self.gain.log().sum() - self.scale.expand(self.event_shape).log().sum()
-        return torch.linalg.slogdet(jacobian.double()).logabsdet.to(rows.dtype) + constant
+        return torch.linalg.slogdet(jacobian.double()).logabsdet.to(rows.dtype) + self.gain.log().sum()
 
     def _absence(self, missing: Tensor) -> Tensor:
         """What is missing of each step, ``(B, T, C)``: channels one by one, frames as the share of their pixels."""

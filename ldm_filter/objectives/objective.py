@@ -45,7 +45,7 @@ class Objective:
 
     Attributes:
         entropy: a name of :data:`~ldm_filter.objectives.entropy.ENTROPIES`; ``"jacobian"``, the change of variables
-            H[z] = H[x] + < log |det dz/dx| >, exact for as many latents as channels (H[x] does not depend on the encoder and is left out,
+            H[z] = H[u] + < log |det dz/du| >, u the standardised data, exact for as many latents as channels (H[u] does not depend on the encoder and is left out,
             so that F is the mean log-likelihood of the data); or ``"stop-gradient"`` (eq. 14, no entropy term).
         mutual_information: F_MI (True) or F_LDM (False). Stop-gradient is F_LDM by construction and takes no notice.
         gauge_weight: weight of the gauge term.
@@ -86,7 +86,7 @@ class Objective:
             gather: joins tensors ``(N, ...)``, N of its own in each, over the processes of a data-parallel run, with gradients, so
                 that every figure belongs to the *global* batch. The alignment is this process' share: the processes' mean is the
                 global one, as is the mean of their gradients.
-            log_volume: log |det dz/dx| of some observations ``(N,)``, for ``"jacobian"``.
+            log_volume: log |det dz/du| of some observations ``(N,)``, for ``"jacobian"``.
 
         Raises:
             ValueError: no step observed, or too few for the estimator; measurements that the filter refuses.
