@@ -45,8 +45,8 @@ class Objective:
 
     Attributes:
         entropy: a name of :data:`~ldm_filter.objectives.entropy.ENTROPIES`; ``"jacobian"``, the change of variables
-            H[z] = H[u] + < log |det dz/du| >, u the standardised data, exact for as many latents as channels (H[u] does not depend on the encoder and is left out,
-            so that F is the mean log-likelihood of the data); or ``"stop-gradient"`` (eq. 14, no entropy term).
+            H[z] = H[u] + < log |det dz/du| >, u the standardised data, exact for as many latents as channels (H[u] does not depend on
+            the encoder and is left out, so that F is the mean log-likelihood of the data); or ``"stop-gradient"`` (eq. 14, no entropy term).
         mutual_information: F_MI (True) or F_LDM (False). Stop-gradient is F_LDM by construction and takes no notice.
         gauge_weight: weight of the gauge term.
 
