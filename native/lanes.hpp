@@ -15,6 +15,14 @@
 #define LDM_RESTRICT __restrict__
 #endif
 
+// Compiled twice, for any processor and for those with AVX2 and FMA, and chosen when the module is loaded, where the compiler
+// and the C library can. Named by level and not by processor: GCC takes arch=haswell for Intel's own processors only.
+#if defined(LDM_TARGET_CLONES)
+#define LDM_CLONED __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define LDM_CLONED
+#endif
+
 namespace ldm {
 
 using Index = std::ptrdiff_t;
@@ -34,6 +42,10 @@ struct alignas(kPack * sizeof(double)) Pack {
         for (int l = 0; l < kPack; ++l) lane[l] += o.lane[l];
         return *this;
     }
+    Pack& operator-=(const Pack& o) {
+        for (int l = 0; l < kPack; ++l) lane[l] -= o.lane[l];
+        return *this;
+    }
     friend Pack operator*(const Pack& a, const Pack& b) {
         return Pack{{a.lane[0] * b.lane[0], a.lane[1] * b.lane[1], a.lane[2] * b.lane[2], a.lane[3] * b.lane[3]}};
     }
@@ -47,6 +59,13 @@ template <int W>
 struct Lanes {
     static_assert(W % kPack == 0, "a block is a whole number of packs");
     Pack part[W / kPack];
+};
+
+// The values of an argument for each sequence and step. Everything is contiguous. A time step of 0 means constant in time, a batch step of 0 shared by the batch.
+template <class T>
+struct Field {
+    T* data;
+    Index batch, time;
 };
 
 // The copy that is compiled for AVX loads whole packs, though the base instruction set would align them less.
@@ -146,6 +165,31 @@ LDM_INLINE void add_vector(double* gradient, const Lanes<W>* LDM_RESTRICT x, Ind
             gradient[i] += total(x[i]);
         } else {
             for (int l = 0; l < count; ++l) gradient[l * stride + i] += x[i].part[l / kPack][l % kPack];
+        }
+    }
+}
+
+// The same for a matrix that each sequence has to itself, row-major.
+template <int W>
+LDM_INLINE void add_own_product(Lanes<W>* LDM_RESTRICT y, double sign, const Lanes<W>* LDM_RESTRICT matrix, Index row, Index column,
+                                const Lanes<W>* LDM_RESTRICT x, Index rows, Index columns) {
+    for (Index r = 0; r < rows; ++r) {
+        Lanes<W> sum{};
+        for (Index c = 0; c < columns; ++c) {
+            for (int k = 0; k < W / kPack; ++k) sum.part[k] += matrix[r * row + c * column].part[k] * x[c].part[k];
+        }
+        for (int k = 0; k < W / kPack; ++k) y[r].part[k] += spread(sign) * sum.part[k];
+    }
+}
+
+// The gradient of such a matrix: += sign x y' of one step for each sequence, `stride` apart.
+template <int W>
+LDM_INLINE void add_own_outer(double* gradient, Index stride, double sign, const Lanes<W>* x, const Lanes<W>* y, Index rows, Index columns, int count) {
+    for (Index r = 0; r < rows; ++r) {
+        for (Index c = 0; c < columns; ++c) {
+            Lanes<W> entry;
+            for (int k = 0; k < W / kPack; ++k) entry.part[k] = spread(sign) * x[r].part[k] * y[c].part[k];
+            add_vector(gradient + r * columns + c, &entry, 1, stride, count);
         }
     }
 }

@@ -1,4 +1,4 @@
-// The means of a Kalman filter whose gains are shared by the batch, and their adjoint.
+// The means of a Kalman filter under given gains, and their adjoint.
 //
 //   p_0 = h0,   p_t = A_t f_{t-1} + a_t        predicted mean
 //   e_t = z_t - C_t p_t                        innovation
@@ -8,7 +8,7 @@
 //
 //   g_t = df_t + A_{t+1}' u_{t+1}              gradient of z_t:  v_t = de_t + K_t' g_t
 //   u_t = dp_t + g_t - C_t' v_t                gradient of h0:   u_0,   of a_t:  u_t  (t > 0)
-//   gradients of K_t, C_t, A_t, summed over the batch:  g_t e_t',  -v_t p_t',  u_t f_{t-1}'
+//   gradients of K_t, C_t, A_t, summed over the batch where it shares them:  g_t e_t',  -v_t p_t',  u_t f_{t-1}'
 #pragma once
 
 #include <algorithm>
@@ -18,11 +18,10 @@
 
 namespace ldm {
 
-// Everything is contiguous. A time step of 0 means constant in time, a batch step of 0 shared by the batch.
 struct MeanRecursion {
     Index batch, time, n, m;
-    const double *A, *C, *K;
-    Index A_time, C_time, a_time, a_batch;
+    Field<const double> A, C, K;
+    Index a_time, a_batch;
 };
 
 template <class Scalar>
@@ -39,9 +38,23 @@ template <class Scalar>
 struct MeanGradients {
     const Scalar *predicted, *filtered, *innovation;           // the outputs of the forward pass
     const Scalar *at_predicted, *at_filtered, *at_innovation;  // the gradients that arrive there, null where none does
-    double *A, *C, *K, *a;                                     // zeroed by the caller, shaped as the inputs
+    Field<double> A, C, K;                                     // zeroed by the caller, shaped as the inputs
+    double* a;
     Scalar *z, *h0;
 };
+
+// y += sign M_t x, or M_t' x, whether the batch shares M_t, of (rows, columns), or each sequence has its own, which then comes
+// into the room for one matrix.
+template <int W>
+LDM_INLINE void apply(Lanes<W>* y, double sign, const Field<const double>& M, bool transposed, Index t, Index first, int count, const Lanes<W>* x,
+                      Index rows, Index columns, Lanes<W>* room) {
+    const double* data = M.data + first * M.batch + t * M.time;
+    const Index row = transposed ? 1 : columns, column = transposed ? columns : 1;
+    const Index in = transposed ? rows : columns, out = transposed ? columns : rows;
+    if (M.batch == 0) return add_product(y, sign, data, row, column, x, out, in);
+    read(room, data, rows * columns, M.batch, count);
+    add_own_product(y, sign, room, row, column, x, out, in);
+}
 
 // Time runs in chunks: a chunk of each sequence is contiguous, so it is read and written as one run, and the arithmetic works
 // on a transposed copy that stays in the cache.
@@ -50,8 +63,8 @@ constexpr Index kChunk = 16;
 template <int W, class Scalar>
 LDM_INLINE void forward_block(const MeanRecursion& q, const MeanInputs<Scalar>& in, const MeanOutputs<Scalar>& out, Index first, int count) {
     const Index n = q.n, m = q.m, states = q.time * n, latents = q.time * m;
-    std::vector<Lanes<W>> room(kChunk * (3 * n + m));
-    Lanes<W>*predicted = room.data(), *filtered = predicted + kChunk * n, *offset = filtered + kChunk * n, *innovation = offset + kChunk * n;
+    std::vector<Lanes<W>> room(kChunk * (3 * n + m) + n * std::max(n, m));
+    Lanes<W>*matrix = room.data() + kChunk * (3 * n + m), *predicted = room.data(), *filtered = predicted + kChunk * n, *offset = filtered + kChunk * n, *innovation = offset + kChunk * n;
     const Lanes<W>* before = nullptr;
     for (Index start = 0; start < q.time; start += kChunk) {
         const Index steps = std::min(kChunk, q.time - start), state = first * states + start * n, latent = first * latents + start * m;
@@ -64,11 +77,11 @@ LDM_INLINE void forward_block(const MeanRecursion& q, const MeanInputs<Scalar>& 
                 read(p, in.h0 + first * n, n, n, count);
             } else {
                 copy(p, offset + (q.a_time ? s * n : 0), n);
-                add_product(p, 1.0, q.A + t * q.A_time, n, 1, before, n, n);
+                apply(p, 1.0, q.A, false, t, first, count, before, n, n, matrix);
             }
-            add_product(e, -1.0, q.C + t * q.C_time, n, 1, p, m, n);
+            apply(e, -1.0, q.C, false, t, first, count, p, m, n, matrix);
             copy(f, p, n);
-            add_product(f, 1.0, q.K + t * n * m, m, 1, e, n, m);
+            apply(f, 1.0, q.K, false, t, first, count, e, n, m, matrix);
             before = f;
         }
         write(out.predicted + state, predicted, steps * n, states, count);
@@ -109,13 +122,23 @@ LDM_INLINE void read_tape(const MeanRecursion& q, const MeanGradients<Scalar>& d
     if (d.at_innovation) read(tape.at_innovation, d.at_innovation + latent, steps * m, latents, count, zeros);
 }
 
-// The gradients that are sums over the batch. Index 0 of the transition leads nowhere and keeps a gradient of zero.
+// The gradient of a matrix, sign times the sum of x y' of some steps, whether the batch shares it or not.
+template <int W>
+LDM_INLINE void add_gradient(const Field<double>& M, double sign, const Lanes<W>* x, const Lanes<W>* y, Index rows, Index columns, Index start,
+                             Index steps, Index first, int count) {
+    if (!M.data) return;
+    double* data = M.data + first * M.batch + start * M.time;
+    if (M.batch == 0) return add_outers(data, M.time, sign, x, y, rows, columns, steps);
+    for (Index s = 0; s < steps; ++s) add_own_outer(data + s * M.time, M.batch, sign, x + s * rows, y + s * columns, rows, columns, count);
+}
+
+// Index 0 of the transition leads nowhere and keeps a gradient of zero.
 template <int W, class Scalar>
 LDM_INLINE void add_sums(const MeanRecursion& q, const MeanGradients<Scalar>& d, const Tape<W>& tape, Index first, int count, Index start, Index steps) {
     const Index n = q.n, m = q.m, skip = start == 0 ? 1 : 0;
-    add_outers(d.K + start * n * m, n * m, 1.0, tape.at_filtered, tape.innovation, n, m, steps);
-    add_outers(d.C + start * q.C_time, q.C_time, -1.0, tape.at_innovation, tape.predicted, m, n, steps);
-    add_outers(d.A + (start + skip) * q.A_time, q.A_time, 1.0, tape.at_predicted + skip * n, tape.before + skip * n, n, n, steps - skip);
+    add_gradient(d.K, 1.0, tape.at_filtered, tape.innovation, n, m, start, steps, first, count);
+    add_gradient(d.C, -1.0, tape.at_innovation, tape.predicted, m, n, start, steps, first, count);
+    add_gradient(d.A, 1.0, tape.at_predicted + skip * n, tape.before + skip * n, n, n, start + skip, steps - skip, first, count);
     for (Index s = skip; s < steps; ++s) {
         add_vector(d.a + first * q.a_batch + (start + s) * q.a_time, tape.at_predicted + s * n, n, q.a_batch, count);
     }
@@ -126,17 +149,17 @@ LDM_INLINE void backward_block(const MeanRecursion& q, const MeanGradients<Scala
     const Index n = q.n, m = q.m, latents = q.time * m;
     const std::vector<Scalar> zeros(kChunk * std::max(n, m));
     const Tape<W> tape(n, m);
-    std::vector<Lanes<W>> after(n);
+    std::vector<Lanes<W>> after(n), matrix(n * std::max(n, m));
     for (Index start = (q.time - 1) / kChunk * kChunk; start >= 0; start -= kChunk) {
         const Index steps = std::min(kChunk, q.time - start);
         read_tape(q, d, tape, first, count, start, steps, zeros.data());
         for (Index s = steps - 1; s >= 0; --s) {
             const Index t = start + s;
             Lanes<W>*g = tape.at_filtered + s * n, *u = tape.at_predicted + s * n, *v = tape.at_innovation + s * m;
-            if (t + 1 < q.time) add_product(g, 1.0, q.A + (t + 1) * q.A_time, 1, n, after.data(), n, n);
-            add_product(v, 1.0, q.K + t * n * m, 1, m, g, m, n);
+            if (t + 1 < q.time) apply(g, 1.0, q.A, true, t + 1, first, count, after.data(), n, n, matrix.data());
+            apply(v, 1.0, q.K, true, t, first, count, g, n, m, matrix.data());
             add(u, g, n);
-            add_product(u, -1.0, q.C + t * q.C_time, 1, n, v, n, m);
+            apply(u, -1.0, q.C, true, t, first, count, v, m, n, matrix.data());
             copy(after.data(), u, n);
         }
         write(d.z + first * latents + start * m, tape.at_innovation, steps * m, latents, count);
@@ -145,22 +168,24 @@ LDM_INLINE void backward_block(const MeanRecursion& q, const MeanGradients<Scala
     write(d.h0 + first * n, after.data(), n, n, count);
 }
 
-// Sequences run in blocks of kWide, and what is left over in packs.
+// Sequences run in blocks of kWide, and what is left over in packs; all in packs where matrices of their own would fill the cache.
 constexpr int kWide = 16;
 
 LDM_INLINE int pack_size(Index left) { return static_cast<int>(std::min<Index>(left, kPack)); }
 
+LDM_INLINE Index wide_until(const MeanRecursion& q) { return q.A.batch || q.C.batch || q.K.batch ? 0 : q.batch / kWide * kWide; }
+
 template <class Scalar>
 LDM_INLINE void forward(const MeanRecursion& q, const MeanInputs<Scalar>& in, const MeanOutputs<Scalar>& out) {
     Index first = 0;
-    for (; q.batch - first >= kWide; first += kWide) forward_block<kWide>(q, in, out, first, kWide);
+    for (; first < wide_until(q); first += kWide) forward_block<kWide>(q, in, out, first, kWide);
     for (; first < q.batch; first += kPack) forward_block<kPack>(q, in, out, first, pack_size(q.batch - first));
 }
 
 template <class Scalar>
 LDM_INLINE void backward(const MeanRecursion& q, const MeanGradients<Scalar>& d) {
     Index first = 0;
-    for (; q.batch - first >= kWide; first += kWide) backward_block<kWide>(q, d, first, kWide);
+    for (; first < wide_until(q); first += kWide) backward_block<kWide>(q, d, first, kWide);
     for (; first < q.batch; first += kPack) backward_block<kPack>(q, d, first, pack_size(q.batch - first));
 }
 

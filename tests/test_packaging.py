@@ -28,17 +28,19 @@ compiled = pytest.mark.skipif(not native._load(), reason="the compiled kernels a
 def loop(A: Tensor, C: Tensor, K: Tensor, z: Tensor, a: Tensor, h0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The recursion as its docstring says it."""
     steps = z.shape[1]
-    A, C, a = A.expand(steps, -1, -1), C.expand(steps, -1, -1), a.expand(-1, steps, -1)
+    As, Cs, Ks = (x.expand(-1, steps, -1, -1).unbind(1) for x in (A, C, K))
+    zs, offsets = z.unbind(1), a.expand(-1, steps, -1).unbind(1)
     predicted, filtered, innovation = [h0], [], []
     for t in range(steps):
         if t > 0:
-            predicted.append(filtered[-1] @ A[t].T + a[:, t])
-        innovation.append(z[:, t] - predicted[-1] @ C[t].T)
-        filtered.append(predicted[-1] + innovation[-1] @ K[t].T)
+            predicted.append((As[t] @ filtered[-1][..., None])[..., 0] + offsets[t])
+        innovation.append(zs[t] - (Cs[t] @ predicted[-1][..., None])[..., 0])
+        filtered.append(predicted[-1] + (Ks[t] @ innovation[-1][..., None])[..., 0])
     return torch.stack(predicted, 1), torch.stack(filtered, 1), torch.stack(innovation, 1)
 
 
-def problem(size: tuple[int, int, int, int], seed: int, varying: bool = False, own_offset: bool = False) -> list[Tensor]:
+def problem(size: tuple[int, int, int, int], seed: int, varying: bool = False, own_offset: bool = False, own: str = "") -> list[Tensor]:
+    """The arguments of the recursion; each sequence has the matrices in ``own`` to itself, the batch shares the others."""
     batch, steps, n, m = size
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,9 +48,10 @@ def problem(size: tuple[int, int, int, int], seed: int, varying: bool = False, o
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     times = steps if varying else 1
-    A = 0.9 * torch.linalg.qr(normal(times, n, n)).Q
-    C = normal(times, m, n) / (n * m) ** 0.5
-    K = 0.4 * C.mT + 0.05 * normal(steps, n, m)
+    b_A, b_C, b_K = (batch if name in own else 1 for name in "ACK")
+    A = 0.9 * torch.linalg.qr(normal(b_A, times, n, n)).Q
+    C = normal(b_C, times, m, n) / (n * m) ** 0.5
+    K = 0.4 * C[:1].mT + 0.05 * normal(b_K, steps, n, m)
     return [A, C, K, normal(batch, steps, m), normal(batch if own_offset else 1, times, n), normal(batch, n)]
 
 
@@ -86,11 +89,11 @@ def test_missing_kernels_warn_once_and_say_how_to_mend(monkeypatch):
 
 
 @compiled
-@pytest.mark.parametrize("own_offset", [False, True])
+@pytest.mark.parametrize("own_offset, own", [(False, ""), (True, ""), (False, "K"), (True, "ACK")])
 @pytest.mark.parametrize("varying", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_values_and_gradients_are_those_of_the_loop(size, varying, own_offset):
-    inputs = problem(size, 1, varying, own_offset)
+def test_values_and_gradients_are_those_of_the_loop(size, varying, own_offset, own):
+    inputs = problem(size, 1, varying, own_offset, own)
     for ours, plain in zip(native.mean_recursion(*inputs), loop(*inputs), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     generator = torch.Generator().manual_seed(2)
@@ -139,12 +142,13 @@ def test_float32_does_not_drift_over_a_long_series():
 def test_the_filter_gives_the_same_without_the_kernels(monkeypatch, masked):
     A, C, _, z, a, h0 = problem((5, 12, 3, 2), seed=12)
     cov = torch.eye(3, dtype=torch.float64)
-    ssm = StateSpace(A[0], a[0, 0], 0.1 * cov, C[0], torch.ones(2, dtype=torch.float64), Gaussian(h0, cov))
+    ssm = StateSpace(A[0, 0], a[0, 0], 0.1 * cov, C[0, 0], torch.ones(2, dtype=torch.float64), Gaussian(h0, cov))
     observed = torch.arange(24).reshape(1, 12, 2) % 5 > 0 if masked else None
     arguments = (ssm, Gaussian(z, 0.5 * cov[:2, :2]), observed)
     fast = filter_sequence(*arguments)
     monkeypatch.setattr(native, "available", lambda: False)
-    monkeypatch.setattr(native, "mean_recursion", None)  # calling it now would fail
+    for name in ("mean_recursion", "covariance_recursion", "log_density"):
+        monkeypatch.setattr(native, name, None)  # calling it now would fail
     torch.testing.assert_close(fast, filter_sequence(*arguments), rtol=1e-12, atol=1e-12)
 
 
@@ -173,7 +177,14 @@ def test_a_sequence_does_not_depend_on_its_batch_and_nothing_is_changed():
 @compiled
 def test_views_expansions_and_an_empty_batch():
     A, C, K, z, a, h0 = problem((6, 10, 3, 2), seed=8)
-    strided = [A.mT.contiguous().mT, C.expand(10, 2, 3), K, z.transpose(0, 1).contiguous().transpose(0, 1), a.expand(6, 10, 3), h0[:1].expand(6, 3)]
+    strided = [
+        A.mT.contiguous().mT,
+        C.expand(6, 10, 2, 3),
+        K.expand(6, -1, -1, -1),
+        z.transpose(0, 1).contiguous().transpose(0, 1),
+        a.expand(6, 10, 3),
+        h0[:1].expand(6, 3),
+    ]
     for ours, plain in zip(native.mean_recursion(*strided), loop(*strided), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     weights: list[Tensor | None] = [torch.full((1, 10, 3), 6.0, dtype=torch.float64).expand(6, 10, 3), None, None]

@@ -182,10 +182,10 @@ def filter_sequence(ssm: StateSpace, measurements: Gaussian, observed: Tensor | 
     covs = covariance_pass(problem)
     means = mean_pass(problem, covs.gain)
     dtype = problem.z.dtype
-    predicted_cov = covs.predicted
-    predicted = Gaussian(means.predicted, round_cov(predicted_cov, dtype))
+    assert covs.predicted is not None  # asked for
+    predicted = Gaussian(means.predicted, round_cov(covs.predicted, dtype))
     filtered = Gaussian(means.filtered, round_cov(covs.filtered, dtype))
-    projected = _project_all(ssm, measurements, predicted.mean, predicted_cov)
+    projected = _project_all(ssm, measurements, predicted.mean, covs.predicted)
     return FilterResult(predicted, filtered, projected, log_likelihood(problem, means, covs))
 
 
@@ -202,7 +202,7 @@ def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | N
         ValueError, TypeError: as :func:`filter_sequence`.
     """
     problem = prepare(ssm, measurements, observed)
-    covs = covariance_pass(problem)
+    covs = covariance_pass(problem, predicted=False)
     means = mean_pass(problem, covs.gain)
     filtered = Gaussian(means.filtered, round_cov(covs.filtered, problem.z.dtype))
     return filtered, log_likelihood(problem, means, covs)

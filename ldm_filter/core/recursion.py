@@ -21,6 +21,7 @@ __all__ = [
     "Covariances",
     "Means",
     "correct_cov",
+    "covariance_loop",
     "covariance_pass",
     "gain_of",
     "innovation_cov",
@@ -67,11 +68,11 @@ def log_density_of(innovation: Tensor, whitened: Tensor, factor: Tensor, seen: T
 
 
 class Covariances(NamedTuple):
-    """What the covariance pass yields, all in float64 but the gain."""
+    """What the covariance pass yields, all in float64."""
 
-    predicted: Tensor  # (1 | B, T, n, n)
+    predicted: Tensor | None  # (1 | B, T, n, n); None only where it was not asked for
     filtered: Tensor  # (1 | B, T, n, n)
-    gain: Tensor  # (1 | B, T, n, m), in the caller's dtype
+    gain: Tensor  # (1 | B, T, n, m)
     factor: Tensor  # (1 | B, T, m, m), of the innovation covariance
 
 
@@ -83,12 +84,23 @@ class Means(NamedTuple):
     innovation: Tensor  # (B, T, m)
 
 
-def covariance_pass(x: Problem) -> Covariances:
-    """The Riccati recursion, without the data."""
+def covariance_pass(x: Problem, predicted: bool = True) -> Covariances:
+    """The Riccati recursion, without the data: compiled on the CPU, or else the loop. Where P^- is not wanted, it may be left out."""
+    if not _compiled(x):
+        return covariance_loop(x)
+    A, Q, C, R, P0 = (field.double() for field in (x.A, x.Q, x.C, x.R, x.initial.cov))
+    before, filtered, gain, factor, failed = native.covariance_recursion(A, Q, C, R, P0, x.z.shape[1], predicted)
+    raise_if_not_positive(failed[0] if failed.shape[0] == 1 else failed)
+    return Covariances(before, filtered, gain, factor)
+
+
+def covariance_loop(x: Problem) -> Covariances:
+    """The same on any device, step by step. Only the symmetric part of a covariance counts."""
     steps = x.z.shape[1]
     batch = max(field.shape[0] for field in (x.A, x.Q, x.C, x.R, x.initial.cov))
-    As, Qs, Cs, Rs = (per_step(field.double().expand(batch, -1, -1, -1), steps) for field in (x.A, x.Q, x.C, x.R))
-    P = x.initial.cov.double()
+    fields = (x.A.double(), symmetrise(x.Q.double()), x.C.double(), symmetrise(x.R.double()))
+    As, Qs, Cs, Rs = (per_step(field.expand(batch, -1, -1, -1), steps) for field in fields)
+    P = symmetrise(x.initial.cov.double())
     P = P[0] if batch == 1 else P.expand(batch, -1, -1)
     predicted, filtered, gains, factors, infos = [], [], [], [], []
     for t in range(steps):
@@ -101,20 +113,24 @@ def covariance_pass(x: Problem) -> Covariances:
         factors.append(factor)
         infos.append(info)
     raise_if_not_positive(torch.stack(infos, -1))
-    return Covariances(symmetrise(join(predicted, 2)), join(filtered, 2), join(gains, 2).to(x.z.dtype), join(factors, 2))
+    return Covariances(symmetrise(join(predicted, 2)), join(filtered, 2), join(gains, 2), join(factors, 2))
 
 
 def mean_pass(x: Problem, gain: Tensor) -> Means:
-    """The data run through the gains: one compiled pass where the batch shares them, on the CPU, or else the loop."""
-    shared = all(field.shape[0] == 1 for field in (x.A, x.C, gain))
-    if shared and x.z.device.type == "cpu" and x.z.dtype in (torch.float32, torch.float64) and native.available():
-        return Means(*native.mean_recursion(x.A[0], x.C[0], gain[0], x.z, x.a, x.initial.mean))
-    return mean_loop(x, gain)
+    """The data run through the gains: compiled on the CPU, or else the loop."""
+    if not _compiled(x):
+        return mean_loop(x, gain)
+    return Means(*native.mean_recursion(x.A, x.C, gain, x.z, x.a, x.initial.mean))
+
+
+def _compiled(x: Problem) -> bool:
+    """Whether the compiled kernels take the problem."""
+    return x.z.device.type == "cpu" and x.z.dtype in (torch.float32, torch.float64) and native.available()
 
 
 def mean_loop(x: Problem, gain: Tensor) -> Means:
-    """The same for any gains on any device, step by step."""
-    steps = x.z.shape[1]
+    """The same on any device, step by step."""
+    steps, gain = x.z.shape[1], gain.to(x.z.dtype)
     As, offsets, Cs, Ks, zs = (per_step(field, steps) for field in (x.A, x.a, x.C, gain, x.z))
     h = x.initial.mean[0] if x.z.shape[0] == 1 else x.initial.mean
     predicted, filtered, innovations = [], [], []
@@ -130,7 +146,10 @@ def mean_loop(x: Problem, gain: Tensor) -> Means:
 
 def log_likelihood(x: Problem, means: Means, covs: Covariances) -> Tensor:
     """log p(z_t | z_<t) of all steps at once, ``(B, T)``, in float64 until the end."""
-    return log_density_of(means.innovation, whiten(covs.factor, means.innovation.double()), covs.factor, x.seen)
+    innovation = means.innovation.double()
+    if _compiled(x):
+        return (native.log_density(covs.factor, innovation) - 0.5 * _LOG_2PI * x.seen).to(means.innovation.dtype)
+    return log_density_of(means.innovation, whiten(covs.factor, innovation), covs.factor, x.seen)
 
 
 def per_step(field: Tensor, steps: int) -> tuple[Tensor, ...]:
