@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import tracemalloc
 
@@ -147,7 +148,7 @@ def test_the_model_is_neither_changed_nor_followed():
     assert not any(field.requires_grad for field in result)
 
 
-@pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [3000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_is_flat(steps: int):
     online, rows = OnlineFilter(make_model(dtype=torch.float32)), make_series(100)[0]
     run_online(online, rows)
@@ -155,16 +156,17 @@ def test_memory_is_flat(steps: int):
     tracemalloc.start()
     try:
         held = []
-        for _ in range(2):
+        for _ in range(3):  # the first round fills caches
             for step in range(steps // 2):
                 online.step(rows[step % 100])
+            gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
     # whatever a step kept, a pointer at least, would be there 500 times or more
-    assert held[1] - held[0] < 8 * steps // 2
+    assert held[2] - held[1] < 8 * steps // 2
     assert len(pickle.dumps(online.save_state())) < size + 16
-    assert online.state.steps == 100 + steps
+    assert online.state.steps == 100 + 3 * (steps // 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------- errors

@@ -63,7 +63,7 @@ class TestPlotFilter:
         np.testing.assert_allclose(line(top, "forecast, 95 % band").get_xdata(), 0.02 * np.arange(STEPS, STEPS + AHEAD))
         assert np.isnan(line(top, "measured").get_ydata()).sum() == 5
         assert len(line(top, "hidden from the filter").get_ydata()) == STEPS + AHEAD
-        assert legend(figure) == ["gap", "hidden from the filter", "measured", "estimate, 95 % band", "forecast, 95 % band"]
+        assert legend(figure) == ["measured", "hidden from the filter", "gap", "estimate, 95 % band", "forecast, 95 % band"]
         figure.savefig(tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 10_000
 

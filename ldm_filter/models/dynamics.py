@@ -96,13 +96,16 @@ class LinearDynamics(nn.Module):
             transition_matrix=exact.transition_matrix.to(dtype),
             transition_offset=exact.transition_offset.to(dtype),
             transition_cov=round_cov(exact.transition_cov, dtype),
-            observation_matrix=self.observation,
-            observation_offset=self.observation_offset,
-            initial=Gaussian(self.initial_mean, round_cov(exact.initial.cov, dtype)),
+            observation_matrix=exact.observation_matrix.to(dtype),
+            observation_offset=exact.observation_offset.to(dtype),
+            initial=Gaussian(exact.initial.mean.to(dtype), round_cov(exact.initial.cov, dtype)),
         )
 
     def exact(self) -> StateSpace:
-        """The same in float64, whatever the parameters' dtype: products of factors lose half of the digits."""
+        """The same in float64, whatever the parameters' dtype: products of factors lose half of the digits.
+
+        No field is a parameter itself: what is returned stays what it is when the parameters change.
+        """
         transition, mean = self._transition(), self.mean.double()
         cov = torch.diag(factor(self.cov_factor)) if self.cov_factor.ndim == 1 else factor(self.cov_factor)
         initial = factor(self.initial_factor)
@@ -110,9 +113,9 @@ class LinearDynamics(nn.Module):
             transition_matrix=transition,
             transition_offset=mean - transition @ mean,
             transition_cov=cov @ cov.mT,
-            observation_matrix=self.observation.double(),
-            observation_offset=self.observation_offset.double(),
-            initial=Gaussian(self.initial_mean.double(), initial @ initial.mT),
+            observation_matrix=self.observation.to(torch.float64, copy=True),
+            observation_offset=self.observation_offset.to(torch.float64, copy=True),
+            initial=Gaussian(self.initial_mean.to(torch.float64, copy=True), initial @ initial.mT),
         )
 
     def _transition(self) -> Tensor:

@@ -64,9 +64,9 @@ def plot_filter(
     panels = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
     for axes, channel in zip(panels, chosen, strict=True):
         index = estimate.channels.index(channel)
-        entries = _draw_gaps(axes, clock.place(estimate.time), shaded)
+        entries = _draw_points(axes, clock, seen, index, "measured", {"color": BLACK})
         entries |= _draw_points(axes, clock, known, index, "hidden from the filter", {"color": GREY, "markerfacecolor": "white"})
-        entries |= _draw_points(axes, clock, seen, index, "measured", {"color": BLACK})
+        entries |= _draw_gaps(axes, clock.place(estimate.time), shaded)
         entries |= _draw_curve(axes, clock, estimate, index, "estimate, 95 % band", BLUE)
         if ahead is not None:
             axes.axvline(clock.place(estimate.time[-1:])[0], color=BLACK, linewidth=1)

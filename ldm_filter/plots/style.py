@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 __all__ = ["BLACK", "BLUE", "GREEN", "GREY", "LEVEL", "SKY", "VERMILLION", "bare", "legend"]
 
 # Okabe and Ito 2008
-BLACK, BLUE, SKY, GREEN, VERMILLION, GREY = "#000000", "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#8C8C8C"
+BLACK, BLUE, SKY, GREEN, VERMILLION, GREY = "#000000", "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#666666"
 LEVEL = 0.95
 
 

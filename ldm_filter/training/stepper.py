@@ -152,15 +152,15 @@ def _figures(means: Tensor) -> dict[str, float]:
 
 
 def _health(latents: Tensor, squares: Tensor) -> dict[str, float]:
-    """The spread of the latents ``(N, m)``, smallest over largest eigenvalue of their covariance, and a typical NIS / m.
+    """The least standard deviation of the latents ``(N, m)`` along any direction, and a typical NIS / m.
 
-    Typical is the median over its expectation for a consistent model: a mean would be ruled by one broken measurement.
+    Both bear a broken measurement among the data: it can only add to a spread, and typical is the median over what it is for a
+    consistent model.
     """
     size = latents.shape[1]
     health = {"nis": float(squares.median()) / (1.0 - 2.0 / (9.0 * size)) ** 3}
     if len(latents) > 4 * size:  # else the covariance has no full rank whatever the encoder
-        eigenvalues = torch.linalg.eigvalsh(torch.cov(latents.mT).reshape(size, size))
-        health["spread"] = float(eigenvalues[0].clamp_min(0.0) / eigenvalues[-1].clamp_min(1e-300))
+        health["spread"] = float(torch.linalg.eigvalsh(torch.cov(latents.mT).reshape(size, size))[0].clamp_min(0.0).sqrt())
     return health
 
 

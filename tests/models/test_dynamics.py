@@ -222,6 +222,17 @@ def test_gradients_stay_finite_near_the_edge_of_stability() -> None:
         assert torch.isfinite(parameter.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_was_returned_does_not_change_with_the_parameters(dtype: torch.dtype) -> None:
+    dynamics = LinearDynamics(3, 2, generator=rng()).to(dtype)
+    ssm = dynamics()
+    before = [field.detach().clone() for field in (*ssm[:-1], *ssm.initial)]
+    with torch.no_grad():
+        for tensor in (*dynamics.parameters(), *dynamics.buffers()):
+            tensor.add_(1.0)
+    assert all(torch.equal(one, other) for one, other in zip(before, (*ssm[:-1], *ssm.initial), strict=True))
+
+
 # Choices and factors.
 
 
