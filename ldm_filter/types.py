@@ -13,7 +13,26 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["FilterResult", "Gaussian", "Labels", "Sequences", "SmootherResult", "StateSpace"]
+__all__ = ["Context", "FilterResult", "Gaussian", "Labels", "Sequences", "SmootherResult", "StateSpace"]
+
+
+class Context(NamedTuple):
+    """What is known about the steps of a batch besides the observations.
+
+    Attributes:
+        dt: time from the step before to this one, ``(1 | B, T)`` float64, positive, in seconds (or the unit of a numeric time axis). At index 0
+            it is the time since what came before the batch, which only a belief carried into it makes use of. None: every step is one
+            sampling interval.
+        inputs: known controls and exogenous series u_t ``(1 | B, T, u)`` in their own units, in force over the interval that ends at step t.
+            None: there are none.
+    """
+
+    dt: Tensor | None = None
+    inputs: Tensor | None = None
+
+    def steps(self, start: int, stop: int | None = None) -> Context:
+        """The context of steps ``start`` to ``stop``."""
+        return Context(*(None if part is None else part[:, start:stop] for part in self))
 
 
 class Gaussian(NamedTuple):
@@ -90,11 +109,13 @@ class Sequences(NamedTuple):
             ``(y, x)`` or ``(y, x, colour)`` for frames. Missing entries and padding hold 0, never NaN.
         observed: bool, shape of ``values``; False where an entry is missing or padding.
         lengths: ``(B,)`` integer, the true number of steps of each series.
+        context: time steps and inputs, where the data has them.
     """
 
     values: Tensor
     observed: Tensor
     lengths: Tensor
+    context: Context = Context()
 
 
 class Labels(NamedTuple):

@@ -23,7 +23,7 @@ from tests.models.problems import rng, seeded
 class Failing:
     """On the second process, the second step cannot be evaluated."""
 
-    needs_volume = False
+    needs_volume = detach_target = False
 
     def __init__(self, objective: Objective) -> None:
         self.objective, self.calls = objective, 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ldm_filter.types import Sequences
+from ldm_filter.types import Context, Sequences
 
 __all__ = ["Windows", "split"]
 
@@ -66,7 +66,9 @@ class Windows:
     def take(self, index: Tensor) -> Sequences:
         """The windows at ``index`` ``(b, 2)`` as a batch ``(b, length, *event)``."""
         lengths = (self.sequences.lengths[index[:, 0]] - index[:, 1]).clamp(max=self.length)
-        return Sequences(self.gather(self.sequences.values, index), self.gather(self.sequences.observed, index), lengths)
+        values, observed, _, context = self.sequences
+        parts = (None if part is None else self.gather(part.expand(len(values), *part.shape[1:]), index) for part in context)
+        return Sequences(self.gather(values, index), self.gather(observed, index), lengths, Context(*parts))
 
     def gather(self, tensor: Tensor, index: Tensor) -> Tensor:
         """The same windows of a companion of the data, such as inputs ``(B, T, ...)``."""
@@ -128,7 +130,8 @@ def split(sequences: Sequences, fraction: float = 0.1, generator: torch.Generato
 def _trimmed(sequences: Sequences, series: Tensor) -> Sequences:
     """Some of the series, without padding that only the others needed."""
     longest = int(sequences.lengths[series].max())
-    return Sequences(sequences.values[series, :longest], sequences.observed[series, :longest], sequences.lengths[series])
+    parts = (None if part is None else part[series if len(part) > 1 else slice(None), :longest] for part in sequences.context)
+    return Sequences(sequences.values[series, :longest], sequences.observed[series, :longest], sequences.lengths[series], Context(*parts))
 
 
 def _part(sequences: Sequences, starts: Tensor, lengths: Tensor) -> Sequences:
@@ -137,4 +140,5 @@ def _part(sequences: Sequences, starts: Tensor, lengths: Tensor) -> Sequences:
     inside = (steps < lengths[:, None]).reshape(len(lengths), -1, *[1] * (sequences.values.ndim - 2))
     places = (starts[:, None] + steps).clamp(max=sequences.values.shape[1] - 1)
     series = torch.arange(len(lengths))[:, None]
-    return Sequences(sequences.values[series, places] * inside, sequences.observed[series, places] & inside, lengths)
+    parts = (None if part is None else part.expand(len(lengths), *part.shape[1:])[series, places] for part in sequences.context)
+    return Sequences(sequences.values[series, places] * inside, sequences.observed[series, places] & inside, lengths, Context(*parts))

@@ -18,7 +18,7 @@ from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.models.subspace import canonical_variates
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.training import History, TrainingOptions, train
-from ldm_filter.types import Gaussian, Sequences
+from ldm_filter.types import Context, Gaussian, Sequences
 
 __all__ = ["Beliefs", "Plan", "beliefs", "build", "finish", "fit_observation_readout", "initialise", "make_plan", "mostly_complete", "run_training"]
 
@@ -96,7 +96,7 @@ def initialise(model: LatentFilter, sequences: Sequences) -> None:
         ssm, measurement_cov = canonical_variates(measurements.mean, seen, model.dynamics.state_dim)
     except (ValueError, torch.linalg.LinAlgError):
         return  # too little data for the state's size: the plain start is kept
-    model.dynamics.set_matrices(ssm)
+    model.dynamics.start_from(ssm)
     if isinstance(model.encoder.noise, ConstantNoise):
         model.encoder.noise.set_covariance(measurement_cov)
 
@@ -147,7 +147,8 @@ def beliefs(model: LatentFilter, windows: Windows, most_steps: int = 60_000) -> 
     parts = []
     for piece in index.split(256):
         batch = windows.take(piece)
-        predicted = model(batch.values.to(device), batch.observed.to(device)).predicted
+        context = Context(*(None if part is None else part.to(device) for part in batch.context))
+        predicted = model(batch.values.to(device), batch.observed.to(device), context).predicted
         rows = (predicted.mean.cpu(), predicted.cov.cpu(), batch.values.flatten(2), batch.observed.flatten(2))
         parts.append(tuple(row[:, 1:] for row in rows))  # the first prediction is the initial belief, whatever the data
     mean, covs, targets, observed = zip(*parts, strict=True)

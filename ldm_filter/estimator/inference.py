@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ldm_filter.core.linalg import cholesky, whiten
-from ldm_filter.core.smoothing import smooth_sequence
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
-from ldm_filter.types import FilterResult, Gaussian, Labels, Sequences
+from ldm_filter.types import Context, FilterResult, Gaussian, Labels, Sequences
 
 __all__ = ["Run", "last_belief", "observation_moments", "result_fields", "run_filter"]
 
@@ -37,7 +36,8 @@ def run_filter(model: LatentFilter, sequences: Sequences, labels: Labels, smooth
     device = model.encoder.center.device
     batch = max(1, sequences.values.shape[0])
     values, observed = sequences.values.to(device), sequences.observed.to(device)
-    chunks = list(model.filter_chunks(values, observed, max(1, CHUNK_STEPS // batch)))
+    context = Context(*(None if part is None else part.to(device) for part in sequences.context))
+    chunks = list(model.filter_chunks(values, observed, max(1, CHUNK_STEPS // batch), context))
     measurements = _join_gaussians([chunk[0] for chunk in chunks])
     seen = torch.cat([chunk[1] for chunk in chunks], dim=1)
     parts = [chunk[2] for chunk in chunks]
@@ -47,8 +47,8 @@ def run_filter(model: LatentFilter, sequences: Sequences, labels: Labels, smooth
         _join_gaussians([part.projected for part in parts]),
         torch.cat([part.log_likelihood for part in parts], dim=1),
     )
-    smoothed = smooth_sequence(model.dynamics(), result).smoothed if smooth else None
-    return Run(sequences, labels, measurements, seen, result, smoothed)
+    smoothed = model.dynamics.smooth(result, context).smoothed if smooth else None
+    return Run(sequences._replace(context=context), labels, measurements, seen, result, smoothed)
 
 
 def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, Field]:

@@ -1,38 +1,26 @@
-"""LDMFilter: fit without labels, then filter, smooth, forecast, sample, score."""
+"""LDMFilter: what users build and fit; what a fitted one answers is in ``queries``."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence as Series
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filterpy.kalman import KalmanFilter
 from torch import nn
 
-from ldm_filter.checkpoint import load_checkpoint, save_checkpoint
-from ldm_filter.core.kalman import forecast as forecast_states
-from ldm_filter.core.kalman import sample_paths
-from ldm_filter.core.smoothing import sample_posterior
 from ldm_filter.data.labels import parse
-from ldm_filter.data.results import forecast_output, to_dataset
 from ldm_filter.estimator import fitting, settings
-from ldm_filter.estimator.diagnosis import Diagnosis, diagnose
-from ldm_filter.estimator.handover import as_filterpy
-from ldm_filter.estimator.inference import Run, last_belief, observation_moments, result_fields, run_filter
-from ldm_filter.models.latent_filter import LatentFilter
-from ldm_filter.models.readout import Readout, fit_readout
+from ldm_filter.estimator.queries import Queries
+from ldm_filter.models.readout import fit_readout
 from ldm_filter.objectives.objective import Objective, resolve_objective
-from ldm_filter.online import OnlineFilter
-from ldm_filter.training import History, TrainingOptions
-from ldm_filter.types import Gaussian, Labels, Sequences
+from ldm_filter.training import TrainingOptions
+from ldm_filter.types import Gaussian, Sequences
 
 __all__ = ["LDMFilter"]
 
 
-class LDMFilter:
+class LDMFilter(Queries):
     """Self-supervised Kalman filtering of time series: a learned encoder in front of an exact linear-Gaussian filter.
 
         z_t = f(x_t),   h_t = A h_{t-1} + w,  w ~ N(0, Q),   z_t = C h_t + v,  v ~ N(0, R_t)
@@ -96,8 +84,6 @@ class LDMFilter:
         self.learning_rate, self.dynamics_rate, self.mask_rate = learning_rate, dynamics_rate, mask_rate
         self.seed, self.device, self.dtype, self.devices, self.precision = seed, device, dtype, devices, precision
 
-    # ------------------------------------------------------------------------------------------------------------ fitting
-
     def fit(
         self,
         data: Any,
@@ -137,14 +123,14 @@ class LDMFilter:
         fitting.initialise(model, plan.training.sequences)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
         objective = Objective(resolve_objective(self.objective, self.noise, square), self.mutual_information)
-        self.history_: History = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
+        self.history_ = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
         model.eval()
         fitting.finish(model, plan.training.sequences)
-        self.model_: LatentFilter = model
-        self.labels_: Labels = labels
-        self.readout_: Readout = fitting.fit_observation_readout(model, plan, self.readout, self.seed)
-        self.target_readout_: Readout | None = None
-        self.target_names_: list[str] = []
+        self.model_ = model
+        self.labels_ = labels
+        self.readout_ = fitting.fit_observation_readout(model, plan, self.readout, self.seed)
+        self.target_readout_ = None
+        self.target_names_ = []
         return self
 
     def fit_readout(self, data: Any, targets: Any, kind: str | None = None) -> LDMFilter:
@@ -172,186 +158,6 @@ class LDMFilter:
         self.target_readout_ = fitted.to(self._model().encoder.center.device)
         self.target_names_ = list(labels.channels)
         return self
-
-    # ---------------------------------------------------------------------------------------------------------- inference
-
-    def filter(self, data: Any) -> Any:
-        """Filtered, predicted and projected beliefs at every step.
-
-        Returns:
-            xarray.Dataset (a list of them for a list): ``filtered_mean``, ``filtered_cov``, the same for ``predicted`` and (in the latent)
-            ``projected`` and ``latent``, ``log_likelihood``, ``nis`` (divided by m; NaN where nothing is observed), ``reconstruction_mean`` and
-            ``reconstruction_std`` of the observation in the data's units, ``observed``.
-
-        Raises:
-            ValueError, TypeError: data unlike that of ``fit``, or not fitted yet.
-        """
-        return self._dataset(self._run(data))
-
-    def smooth(self, data: Any) -> Any:
-        """As :meth:`filter`, with ``smoothed_mean`` and ``smoothed_cov``; the reconstruction is then that of the smoothed states."""
-        return self._dataset(self._run(data, smooth=True))
-
-    def forecast(self, data: Any, horizon: int, levels: Series[float] = (0.8, 0.95), inputs: Any = None) -> Any:
-        """The observations 1 to ``horizon`` steps after the data, with prediction intervals.
-
-        Returns:
-            For a DataFrame a DataFrame with columns ``(channel, mean | std | lo-80 | hi-80 | ...)`` and the continued index; else a Dataset
-            ``forecast_mean, forecast_std, forecast_lo, forecast_hi``.
-
-        Raises:
-            ValueError: horizon below 1 or a level outside (0, 1).
-        """
-        settings.refuse_inputs(inputs)
-        settings.check_counts(horizon=horizon)
-        run = self._run(data)
-        model = self._model()
-        with torch.no_grad():
-            states = forecast_states(model.dynamics(), last_belief(run), horizon)
-            mean, std = observation_moments(model, self.readout_, states)
-        return forecast_output(mean, std, levels, run.labels)
-
-    def sample(self, data: Any = None, num_paths: int = 1, steps: int | None = None, seed: int = 0) -> Any:
-        """Draw paths: of the posterior given data, or of the prior for ``steps`` steps without.
-
-        Returns:
-            Dataset with ``state_paths (path, [series,] time, state)`` and ``observation_paths (path, [series,] time, ...)`` in the data's units.
-
-        Raises:
-            ValueError: neither or both of data and steps.
-        """
-        if (data is None) == (steps is None):
-            raise ValueError("sample needs data (posterior paths) or steps (prior paths), and not both")
-        settings.check_counts(num_paths=num_paths, steps=steps)
-        model = self._model()
-        generator = torch.Generator(device=model.encoder.center.device).manual_seed(seed)
-        with torch.no_grad():
-            if data is None:
-                paths = sample_paths(model.dynamics(), int(steps or 1), generator, num_paths)
-                nothing = torch.zeros(1, int(steps or 1), *model.encoder.event_shape, dtype=self.dtype)
-                sequences, labels = self._parse(nothing, self.labels_)
-                labels = labels._replace(series=None)
-            else:
-                run = self._run(data)
-                sequences, labels = run.sequences, run.labels
-                paths = sample_posterior(model.dynamics(), run.result, generator, num_paths)
-            observations = settings.observation_draws(model, self.readout_, paths, generator)
-        fields = {
-            "state_paths": (("path", "series", "time", "state"), paths),
-            "observation_paths": (("path", "series", "time", *labels.event_dims), observations),
-        }
-        return to_dataset(fields, sequences, labels, self._attrs())
-
-    def score(self, data: Any) -> float:
-        """Mean one-step predictive log-density of the observation, per step and channel, in nats (of the data's units).
-
-            1/N sum_{t, c} log N(x_tc; E[x_tc | x_<t], Var[x_tc | x_<t])      over the observed entries
-
-        It compares across state sizes and latent scales, which the latent log-likelihood does not.
-        """
-        run = self._run(data)
-        mean, std = observation_moments(self._model(), self.readout_, run.result.predicted)
-        seen = run.sequences.observed.to(mean.device)
-        values = run.sequences.values.to(mean.device)
-        density = torch.distributions.Normal(mean.double(), std.double(), validate_args=False).log_prob(values.double())
-        return float(density[seen].mean())
-
-    def encode(self, data: Any) -> Any:
-        """The encoder's Gaussian measurement of every observation: Dataset with ``latent_mean`` and ``latent_cov``."""
-        run = self._run(data)
-        fields = result_fields(run, self.readout_, self._model())
-        return to_dataset({name: fields[name] for name in ("latent_mean", "latent_cov")}, run.sequences, run.labels, self._attrs())
-
-    def decode(self, states: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the observation at known states ``(..., state)``, in the data's units: ``(..., *event)`` each."""
-        model = self._model()
-        exact = torch.as_tensor(np.asarray(states), dtype=self.dtype, device=model.encoder.center.device)
-        if exact.ndim < 1 or exact.shape[-1] != self.state_dim:
-            raise ValueError(f"states have shape {tuple(exact.shape)}, expected (..., {self.state_dim}); the last dimension is the state")
-        flat = exact.reshape(1, -1, self.state_dim)
-        mean, std = observation_moments(model, self.readout_, Gaussian(flat, flat.new_zeros(1, 1, self.state_dim, self.state_dim)))
-        shape = (*exact.shape[:-1], *model.encoder.event_shape)
-        return mean.reshape(shape).cpu().numpy(), std.reshape(shape).cpu().numpy()
-
-    def diagnose(self, data: Any) -> Diagnosis:
-        """Is the filter consistent? NIS with bounds, whiteness, coverage, the spectrum of A, and advice. Printable."""
-        run = self._run(data)
-        return diagnose(run, self._model(), self.readout_)
-
-    def online(self, streams: int | None = None) -> OnlineFilter:
-        """A filter that takes one observation at a time at constant cost, starting from the initial belief."""
-        return OnlineFilter(self._model(), step_seconds=self.labels_.attrs.get("step"), streams=streams)
-
-    def to_filterpy(self) -> KalmanFilter:
-        """The latent filter as a ``filterpy.kalman.KalmanFilter``; feed it ``latent_mean`` (and, where R varies, ``latent_cov``) of ``encode``."""
-        return as_filterpy(self._model())
-
-    # ---------------------------------------------------------------------------------------------------------- book-keeping
-
-    def save(self, path: str | Path) -> None:
-        """Write weights and configuration to one ``.safetensors`` file."""
-        save_checkpoint(path, *settings.to_checkpoint(self))
-
-    @classmethod
-    def load(cls, path: str | Path, encoder: nn.Module | None = None, device: str = "auto") -> LDMFilter:
-        """Read a file that :meth:`save` wrote.
-
-        Args:
-            path: the file.
-            encoder: the module, where the model was built with one of the user's own.
-            device: where to put the model.
-
-        Raises:
-            CheckpointError: truncated, foreign, or written by a newer version.
-        """
-        tensors, config = load_checkpoint(path)
-        return settings.from_checkpoint(cls, tensors, config, encoder, device)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments, as scikit-learn has it."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
-
-    def set_params(self, **params: Any) -> LDMFilter:
-        """Change constructor arguments.
-
-        Raises:
-            ValueError: a name that the constructor does not know.
-        """
-        unknown = set(params) - set(self.get_params())
-        if unknown:
-            raise ValueError(f"{sorted(unknown)} are not parameters of LDMFilter, which has {sorted(self.get_params())}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        defaults = {name: parameter.default for name, parameter in inspect.signature(type(self).__init__).parameters.items()}
-        shown = (f"{name}={value!r}" for name, value in self.get_params().items() if not (value is defaults[name] or value == defaults[name]))
-        return f"LDMFilter({', '.join(shown)})"
-
-    def _model(self) -> LatentFilter:
-        if not hasattr(self, "model_"):
-            raise ValueError("this LDMFilter is not fitted yet; call fit(data) or LDMFilter.load(path) first")
-        return self.model_
-
-    def _parse(self, data: Any, expected: Labels, name: str = "data") -> tuple[Sequences, Labels]:
-        return parse(data, expected=expected, dtype=self.dtype, name=name)
-
-    def _run(self, data: Any, smooth: bool = False) -> Run:
-        model = self._model()
-        return run_filter(model, *self._parse(data, self.labels_), smooth=smooth)
-
-    def _dataset(self, run: Run) -> Any:
-        fields = result_fields(run, self.readout_, self._model())
-        coords = {}
-        if self.target_readout_ is not None:
-            belief = run.result.filtered if run.smoothed is None else run.smoothed
-            fields |= settings.target_fields(self.target_readout_, belief)
-            coords = {"target": self.target_names_, "target_aux": self.target_names_}
-        return to_dataset(fields, run.sequences, run.labels, self._attrs(), coords)
-
-    def _attrs(self) -> dict[str, Any]:
-        return {"config": settings.to_json(self.get_params()), "title": "ldm_filter result"}
 
     def _options(self, plan: fitting.Plan, sequences: Sequences, progress: bool, log_path: str | Path | None) -> TrainingOptions:
         mask_rate = settings.default_mask_rate(sequences) if self.mask_rate is None else self.mask_rate

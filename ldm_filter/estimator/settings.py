@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from ldm_filter.training import History
 from ldm_filter.types import Gaussian, Sequences
 
 if TYPE_CHECKING:
-    from ldm_filter.estimator.ldm import LDMFilter
+    from ldm_filter.estimator.parameters import Parameters
+
+Estimator = TypeVar("Estimator", bound="Parameters")
 
 __all__ = [
     "check",
@@ -112,7 +114,7 @@ def to_json(params: dict[str, Any]) -> str:
     return json.dumps(plain | {"dtype": str(params["dtype"]).removeprefix("torch.")})
 
 
-def to_checkpoint(estimator: LDMFilter) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_checkpoint(estimator: Parameters) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors under the names of their owners, and what is needed to build the modules again."""
     model = estimator._model()
     owners: dict[str, nn.Module] = {"model": model, "readout": estimator.readout_}
@@ -130,7 +132,7 @@ def to_checkpoint(estimator: LDMFilter) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, config
 
 
-def from_checkpoint(cls: type[LDMFilter], tensors: dict[str, Tensor], config: dict[str, Any], encoder: nn.Module | None, device: str) -> LDMFilter:
+def from_checkpoint(cls: type[Estimator], tensors: dict[str, Tensor], config: dict[str, Any], encoder: nn.Module | None, device: str) -> Estimator:
     """Build the estimator again; the weights come from ``tensors``."""
     params = dict(config["params"]) | {"dtype": getattr(torch, config["params"]["dtype"])}
     if params["encoder"] == "custom":

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm_filter.core.linalg import NotPositiveDefiniteError, cholesky, round_cov, stationary, symmetrise
+from ldm_filter.models.base import NO_CONTEXT, Dynamics
+from ldm_filter.models.canonical import canonical_transform, change_basis
 from ldm_filter.models.factors import factor, unfactor
-from ldm_filter.types import Gaussian, StateSpace
+from ldm_filter.types import Context, Gaussian, StateSpace
 
 __all__ = ["LinearDynamics"]
 
@@ -17,7 +19,7 @@ MARGIN = 1e-5
 MOST_SLACK = 60.0
 
 
-class LinearDynamics(nn.Module):
+class LinearDynamics(Dynamics):
     """Time-invariant linear-Gaussian dynamics h_t = A h_{t-1} + (I - A) b + w,  w ~ N(0, Q),  z_t = C h_t + v.
 
     A is stable for every value of the parameters, and every stable A can be reached:
@@ -89,7 +91,7 @@ class LinearDynamics(nn.Module):
         """Q, ``(n, n)``, positive definite."""
         return self().transition_cov
 
-    def forward(self) -> StateSpace:
+    def state_space(self, context: Context = NO_CONTEXT) -> StateSpace:
         """The model's matrices as a :class:`~ldm_filter.types.StateSpace` of constant fields, in the parameters' dtype."""
         exact, dtype = self.exact(), self.mean.dtype
         return StateSpace(
@@ -125,6 +127,43 @@ class LinearDynamics(nn.Module):
         contraction = (1.0 - MARGIN) * (rows[: self.state_dim] * sign).mT
         basis = self.basis.double()
         return torch.linalg.solve_triangular(basis, contraction @ basis, upper=False)
+
+    @torch.no_grad()
+    def health(self) -> dict[str, float]:
+        """The spectral radius of A."""
+        return {"radius": float(torch.linalg.eigvals(self.exact().transition_matrix).abs().max())}
+
+    @torch.no_grad()
+    def centre(self) -> Tensor:
+        """h <- h - b, z <- z - (C b + c); returns C b + c."""
+        ssm = self.exact()
+        level = ssm.observation_matrix @ self.mean.double() + ssm.observation_offset
+        self.initial_mean.sub_(self.mean)
+        self.mean.zero_()
+        self.observation_offset.zero_()
+        return level.to(self.mean.dtype)
+
+    @torch.no_grad()
+    def rescale_latents(self, mean: Tensor, std: Tensor) -> None:
+        """C <- C / std, c <- (c - mean) / std."""
+        if not self.learned_observation:
+            super().rescale_latents(mean, std)
+        self.observation.div_(std[:, None])
+        self.observation_offset.sub_(mean).div_(std)
+
+    @torch.no_grad()
+    def canonicalise(self) -> Tensor:
+        """Bring the state to its canonical form, see :func:`~ldm_filter.models.canonical.canonical_transform`."""
+        if not self.learned_observation:
+            super().canonicalise()
+        ssm = self.exact()
+        transform = canonical_transform(ssm, diagonal_cov=not self.full_cov)
+        self.set_matrices(change_basis(ssm, transform))
+        return transform
+
+    def start_from(self, ssm: StateSpace) -> None:
+        """As :meth:`set_matrices`."""
+        self.set_matrices(ssm)
 
     @torch.no_grad()
     def set_matrices(self, ssm: StateSpace) -> None:

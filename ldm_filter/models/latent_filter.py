@@ -7,31 +7,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ldm_filter.core.kalman import filter_moments, filter_sequence, predict
-from ldm_filter.core.smoothing import smooth_sequence
-from ldm_filter.models.canonical import canonical_transform, change_basis
-from ldm_filter.models.dynamics import LinearDynamics
+from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.encoders import Encoder
-from ldm_filter.types import FilterResult, Gaussian, SmootherResult
+from ldm_filter.types import Context, FilterResult, Gaussian, SmootherResult
 
 __all__ = ["LatentFilter"]
 
 
 class LatentFilter(nn.Module):
-    """A learned measurement model in front of an exact Kalman filter.
+    """A learned measurement model in front of the filter that belongs to the dynamics.
 
     Args:
         encoder: observations ``(B, T, *event)`` and their mask -> :class:`~ldm_filter.types.Gaussian` measurements.
-        dynamics: parameters -> :class:`~ldm_filter.types.StateSpace`.
+        dynamics: how the latent state moves, and so how measurements are filtered: see :class:`~ldm_filter.models.base.Dynamics`.
 
     Shapes:
-        values, observed: ``(B, T, *event)``. A step with no entry observed is skipped by the filter.
+        values, observed: ``(B, T, *event)``. A step with no entry observed is skipped by the filter. context: of the same T steps.
 
     Raises:
         ValueError: the encoder's latents are not those of the dynamics.
     """
 
-    def __init__(self, encoder: Encoder, dynamics: LinearDynamics) -> None:
+    def __init__(self, encoder: Encoder, dynamics: Dynamics) -> None:
         super().__init__()
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(f"encoder gives {encoder.latent_dim} latents, dynamics expect {dynamics.latent_dim}; use one latent_dim for both")
@@ -41,22 +38,24 @@ class LatentFilter(nn.Module):
         """Measurements and the steps ``(B, T)`` at which there is one."""
         return self.encoder(values, observed), observed.flatten(2).any(-1)
 
-    def forward(self, values: Tensor, observed: Tensor) -> FilterResult:
+    def forward(self, values: Tensor, observed: Tensor, context: Context = NO_CONTEXT) -> FilterResult:
         """Filter whole series: predicted, filtered, projected and log-likelihood."""
         measurements, seen = self.encode(values, observed)
-        return filter_sequence(self.dynamics(), measurements, seen)
+        return self.dynamics.filter(measurements, seen, context)
 
-    def moments(self, values: Tensor, observed: Tensor) -> tuple[Gaussian, Tensor]:
+    def moments(self, values: Tensor, observed: Tensor, context: Context = NO_CONTEXT) -> tuple[Gaussian, Tensor]:
         """Filtered moments and log-likelihood only."""
         measurements, seen = self.encode(values, observed)
-        return filter_moments(self.dynamics(), measurements, seen)
+        return self.dynamics.moments(measurements, seen, context)
 
-    def smooth(self, values: Tensor, observed: Tensor) -> tuple[FilterResult, SmootherResult]:
-        """Filter, then Rauch-Tung-Striebel smoothing."""
-        result = self(values, observed)
-        return result, smooth_sequence(self.dynamics(), result)
+    def smooth(self, values: Tensor, observed: Tensor, context: Context = NO_CONTEXT) -> tuple[FilterResult, SmootherResult]:
+        """Filter, then fixed-interval smoothing."""
+        result = self(values, observed, context)
+        return result, self.dynamics.smooth(result, context)
 
-    def filter_chunks(self, values: Tensor, observed: Tensor, chunk: int) -> Iterator[tuple[Gaussian, Tensor, FilterResult]]:
+    def filter_chunks(
+        self, values: Tensor, observed: Tensor, chunk: int, context: Context = NO_CONTEXT
+    ) -> Iterator[tuple[Gaussian, Tensor, FilterResult]]:
         """Filter chunk after chunk, carrying the belief, so that memory is bounded for a series of any length.
 
         Yields:
@@ -67,13 +66,14 @@ class LatentFilter(nn.Module):
         """
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}, expected at least 1 step")
-        ssm = self.dynamics()
+        last: Gaussian | None = None
         for start in range(0, values.shape[1], chunk):
-            measurements, seen = self.encode(values[:, start : start + chunk], observed[:, start : start + chunk])
-            result = filter_sequence(ssm, measurements, seen)
+            stop = start + chunk
+            initial = None if last is None else self.dynamics.predict(last, context.steps(start, start + 1))
+            measurements, seen = self.encode(values[:, start:stop], observed[:, start:stop])
+            result = self.dynamics.filter(measurements, seen, context.steps(start, stop), initial)
             yield measurements, seen, result
             last = Gaussian(result.filtered.mean[:, -1], result.filtered.cov[:, -1])
-            ssm = ssm._replace(initial=predict(last, ssm.transition_matrix, ssm.transition_offset, ssm.transition_cov))
 
     @torch.no_grad()
     def centre(self) -> None:
@@ -81,12 +81,8 @@ class LatentFilter(nn.Module):
 
         h <- h - b,   z <- z - (C b + c)
         """
-        ssm, dynamics = self.dynamics.exact(), self.dynamics
-        level = ssm.observation_matrix @ dynamics.mean.double() + ssm.observation_offset
-        dynamics.initial_mean.sub_(dynamics.mean)
-        dynamics.mean.zero_()
-        dynamics.observation_offset.zero_()
-        self.encoder.rescale(level.to(dynamics.mean.dtype), torch.ones_like(level, dtype=dynamics.mean.dtype))
+        level = self.dynamics.centre()
+        self.encoder.rescale(level, torch.ones_like(level))
 
     @torch.no_grad()
     def fix_gauge(self, mean: Tensor, std: Tensor) -> None:
@@ -100,11 +96,10 @@ class LatentFilter(nn.Module):
         Raises:
             ValueError: the observation matrix is [I 0] and cannot take the scale up, or a std that is not positive.
         """
-        if not self.dynamics.learned_observation:
-            raise ValueError('the gauge needs observation="learned"; a fixed [I 0] holds the scale already')
+        if not bool(((std > 0) & torch.isfinite(std)).all()):
+            raise ValueError(f"std is {std.tolist()[:8]}, expected positive finite numbers; a latent that does not vary has no scale")
+        self.dynamics.rescale_latents(mean, std)
         self.encoder.rescale(mean, std)
-        self.dynamics.observation.div_(std[:, None])
-        self.dynamics.observation_offset.sub_(mean).div_(std)
 
     @torch.no_grad()
     def canonicalise(self) -> Tensor:
@@ -116,9 +111,4 @@ class LatentFilter(nn.Module):
         Raises:
             ValueError: the observation matrix is [I 0], which fixes the basis of the state.
         """
-        if not self.dynamics.learned_observation:
-            raise ValueError('the canonical form needs observation="learned"; a fixed [I 0] holds the basis of the state already')
-        ssm = self.dynamics.exact()
-        transform = canonical_transform(ssm, diagonal_cov=not self.dynamics.full_cov)
-        self.dynamics.set_matrices(change_basis(ssm, transform))
-        return transform
+        return self.dynamics.canonicalise()

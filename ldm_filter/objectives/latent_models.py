@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
 from ldm_filter.core.gaussian import log_density
 from ldm_filter.core.kalman import filter_moments, filter_sequence
-from ldm_filter.types import Gaussian, StateSpace
+from ldm_filter.types import Context, FilterResult, Gaussian, StateSpace
 
-__all__ = ["kalman_log_density"]
+__all__ = ["LatentModel", "kalman_log_density", "predictive_log_density"]
+
+
+class LatentModel(Protocol):
+    """What the alignment asks of a latent model: :class:`ldm_filter.models.base.Dynamics` has it."""
+
+    def filter(self, measurements: Gaussian, observed: Tensor | None = ..., context: Context = ...) -> FilterResult: ...
+
+    def moments(self, measurements: Gaussian, observed: Tensor | None = ..., context: Context = ...) -> tuple[Gaussian, Tensor]: ...
+
+
+def predictive_log_density(
+    model: LatentModel, measurements: Gaussian, observed: Tensor | None = None, context: Context | None = None, detach_target: bool = False
+) -> Tensor:
+    """log P(z_t | z_<t), ``(B, T)``, under any latent model: see :func:`kalman_log_density`, which is that of a linear-Gaussian one.
+
+    Args:
+        model: dynamics, which filter in their own way.
+        measurements, observed, detach_target: as for :func:`kalman_log_density`.
+        context: time steps and inputs of the batch.
+    """
+    context = Context() if context is None else context
+    if not detach_target:
+        return model.moments(measurements, observed, context)[1]
+    return _plug_in(model.filter(measurements, observed, context).projected, measurements, observed)
 
 
 def kalman_log_density(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None = None, detach_target: bool = False) -> Tensor:
@@ -27,7 +53,11 @@ def kalman_log_density(ssm: StateSpace, measurements: Gaussian, observed: Tensor
     """
     if not detach_target:
         return filter_moments(ssm, measurements, observed)[1]
-    projected = filter_sequence(ssm, measurements, observed).projected
+    return _plug_in(filter_sequence(ssm, measurements, observed).projected, measurements, observed)
+
+
+def _plug_in(projected: Gaussian, measurements: Gaussian, observed: Tensor | None) -> Tensor:
+    """The density of targets that pass no gradient."""
     target = measurements.mean.detach()
     if observed is None:
         return log_density(target, projected)

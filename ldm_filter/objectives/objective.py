@@ -69,9 +69,14 @@ class Objective:
         """Whether the encoder's log-determinant is asked for."""
         return self.entropy == "jacobian"
 
+    @property
+    def detach_target(self) -> bool:
+        """Whether the target in log P(z_t | z_<t) passes no gradient."""
+        return self.entropy == "stop-gradient"
+
     def __call__(
         self,
-        ssm: StateSpace,
+        model: StateSpace | Tensor,
         measurements: Gaussian,
         observed: Tensor,
         gather: Callable[[Tensor], Tensor] = _no_gather,
@@ -80,7 +85,7 @@ class Objective:
         """Evaluate on a batch.
 
         Args:
-            ssm: the latent model.
+            model: the latent model where it is a state-space model, or else log P(z_t | z_<t) ``(B, T)`` that a model gave, 0 at unobserved steps.
             measurements: encoder output ``(B, T, m)``.
             observed: bool ``(B, T)``.
             gather: joins tensors ``(N, ...)``, N of its own in each, over the processes of a data-parallel run, with gradients, so
@@ -91,14 +96,13 @@ class Objective:
         Raises:
             ValueError: no step observed, or too few for the estimator; measurements that the filter refuses.
         """
-        plug_in = self.entropy == "stop-gradient"
-        density = kalman_log_density(ssm, measurements, observed, detach_target=plug_in)
+        density = model if isinstance(model, Tensor) else kalman_log_density(model, measurements, observed, self.detach_target)
         steps = gather(observed.sum().reshape(1)).to(density.dtype).mean()
         if not steps > 0:
             raise ValueError("observed is False at every step of the batch; there is nothing to learn from")
         alignment = density.sum() / steps
         samples = gather(measurements.mean[observed])
-        if plug_in:
+        if self.detach_target:
             entropy = alignment.new_zeros(())
         elif self.needs_volume:
             if log_volume is None:

@@ -7,7 +7,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ldm_filter.types import Sequences
+from ldm_filter.types import Context, Sequences
 
 __all__ = ["Gather", "share"]
 
@@ -55,4 +55,6 @@ def share(batch: Sequences, rank: int, processes: int) -> Sequences:
         return batch
     if len(batch.values) < processes:
         raise ValueError(f"a batch of {len(batch.values)} series cannot be shared by {processes} processes; raise batch_size")
-    return Sequences(batch.values[rank::processes], batch.observed[rank::processes], batch.lengths[rank::processes])
+    own = slice(rank, None, processes)
+    context = Context(*(part if part is None or len(part) == 1 else part[own] for part in batch.context))
+    return Sequences(batch.values[own], batch.observed[own], batch.lengths[own], context)

@@ -10,28 +10,40 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ldm_filter.core.kalman import filter_sequence
 from ldm_filter.core.linalg import cholesky, whiten
 from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.objectives.latent_models import predictive_log_density
 from ldm_filter.objectives.objective import Objective, ObjectiveValue
 from ldm_filter.training.processes import Gather, share
-from ldm_filter.types import Gaussian, Sequences, StateSpace
+from ldm_filter.types import Context, Gaussian, Sequences
 
 __all__ = ["Stepper"]
 
 MOST_BAD_STEPS = 5
 
 
+class _Exact:
+    """Keeps a context as it is: a wrapper for half precision rounds every tensor that it finds among the arguments, time steps too."""
+
+    def __init__(self, value: Context) -> None:
+        self.value = value
+
+
 class _Measured(nn.Module):
-    """Encoder and dynamics in one forward, so that a data-parallel wrapper sees every parameter."""
+    """Encoder and dynamics in one forward, so that a data-parallel wrapper sees every parameter: log P(z_t | z_<t) of a batch, and z."""
 
     def __init__(self, model: LatentFilter) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, values: Tensor, observed: Tensor, volume: bool) -> tuple[StateSpace, Gaussian, Tensor, Tensor | None]:
+    def forward(
+        self, values: Tensor, observed: Tensor, context: _Exact, volume: bool, detach_target: bool
+    ) -> tuple[Tensor, Gaussian, Tensor, Tensor | None]:
         measurements, seen = self.model.encode(values, observed)
-        return self.model.dynamics(), measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
+        with torch.autocast(values.device.type, enabled=False):  # the encoder may run in half precision, the filter does not
+            measurements = Gaussian(*(part.to(self.model.encoder.center.dtype) for part in measurements))
+            density = predictive_log_density(self.model.dynamics, measurements, seen, context.value, detach_target)
+        return density, measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
 
 
 class Stepper:
@@ -46,7 +58,7 @@ class Stepper:
     """
 
     def __init__(self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float) -> None:
-        self.fabric, self.objective, self.schedule, self.clip = fabric, objective, schedule, clip
+        self.fabric, self.dynamics, self.objective, self.schedule, self.clip = fabric, model.dynamics, objective, schedule, clip
         self.module, self.optimiser = fabric.setup(_Measured(model), optimiser)
         self.gather = Gather(fabric)
         self.taken = 0
@@ -98,12 +110,11 @@ class Stepper:
         return None
 
     def _value(self, batch: Sequences) -> ObjectiveValue:
-        ssm, measurements, seen, volume = self._measure(batch)
-        return self.objective(ssm, measurements, seen, self.gather, volume)
+        density, measurements, seen, volume = self._measure(self.fabric.to_device(batch))
+        return self.objective(density, measurements, seen, self.gather, volume)
 
-    def _measure(self, batch: Sequences) -> tuple[StateSpace, Gaussian, Tensor, Tensor | None]:
-        values, observed = self.fabric.to_device(batch.values), self.fabric.to_device(batch.observed)
-        return self.module(values, observed, self.objective.needs_volume)
+    def _measure(self, batch: Sequences) -> tuple[Tensor, Gaussian, Tensor, Tensor | None]:
+        return self.module(batch.values, batch.observed, _Exact(batch.context), self.objective.needs_volume, self.objective.detach_target)
 
     def evaluate(self, batches: Iterable[Sequences] | None) -> dict[str, float]:
         """Figures of held-out batches by the name of ``validation_...``; without any, the health of the last training batch alone."""
@@ -125,15 +136,15 @@ class Stepper:
         """
         self.module.eval()
         values, weights, latents, squares = [], [], [], []
-        for batch in batches:
-            ssm, measurements, seen, volume = self._measure(batch)
-            values.append(torch.stack(self.objective(ssm, measurements, seen, log_volume=volume)))
+        for batch in map(self.fabric.to_device, batches):
+            density, measurements, seen, volume = self._measure(batch)
+            values.append(torch.stack(self.objective(density, measurements, seen, log_volume=volume)))
             weights.append(seen.sum())
             latents.append(measurements.mean[seen].double())
-            squares.append(_normalised_innovations(ssm, measurements, seen))
+            squares.append(_normalised_innovations(self.dynamics.filter(measurements, seen, batch.context).projected, measurements, seen))
         weight = torch.stack(weights).double()
         means = (torch.stack(values).double() * (weight / weight.sum())[:, None]).sum(0)
-        return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | {"radius": _radius(ssm)}
+        return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | self.dynamics.health()
 
     def slow_down(self) -> None:
         """Forget the optimiser's averages and halve its rates: those that the one-cycle schedule reads, and the present one."""
@@ -164,12 +175,7 @@ def _health(latents: Tensor, squares: Tensor) -> dict[str, float]:
     return health
 
 
-def _normalised_innovations(ssm: StateSpace, measurements: Gaussian, seen: Tensor) -> Tensor:
+def _normalised_innovations(projected: Gaussian, measurements: Gaussian, seen: Tensor) -> Tensor:
     """NIS / m of the observed steps, ``(N,)``."""
-    projected = filter_sequence(ssm, measurements, seen).projected
     white = whiten(cholesky(projected.cov.double()), (measurements.mean - projected.mean).double())
     return white.square().mean(-1)[seen]
-
-
-def _radius(ssm: StateSpace) -> float:
-    return float(torch.linalg.eigvals(ssm.transition_matrix.double()).abs().max())

@@ -210,7 +210,7 @@ def test_observed_marks_exactly_the_nans(arrays):
     sequences, _ = parse(arrays)
     assert bool(torch.isfinite(sequences.values).all())
     assert bool((sequences.values[~sequences.observed] == 0).all())
-    for array, values, observed, length in zip(arrays, *sequences, strict=True):
+    for array, values, observed, length in zip(arrays, *sequences[:3], strict=True):
         assert length == len(array)
         np.testing.assert_array_equal(observed[:length].numpy(), ~np.isnan(array))
         assert not bool(observed[length:].any())

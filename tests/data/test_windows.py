@@ -34,7 +34,7 @@ def test_windows_cover_every_step_of_every_series(lengths, length, share, shuffl
     assert set(seen(batches)) == set(sequences.values[sequences.observed].tolist())
     for batch in batches:
         assert batch.values.shape[1] == windows.length == min(length, max(lengths))
-        for values, observed, steps in zip(*batch, strict=True):
+        for values, observed, steps in zip(*batch[:3], strict=True):
             assert bool(observed[:steps].all())
             assert not bool(observed[steps:].any())
             assert not bool(values[steps:].any())

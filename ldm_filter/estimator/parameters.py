@@ -1,0 +1,101 @@
+"""The book-keeping of LDMFilter: arguments, files, and the fitted parts that the other methods start from."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ldm_filter.checkpoint import load_checkpoint, save_checkpoint
+from ldm_filter.data.labels import parse
+from ldm_filter.data.results import to_dataset
+from ldm_filter.estimator import settings
+from ldm_filter.estimator.inference import Run, result_fields, run_filter
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import Readout
+from ldm_filter.training import History
+from ldm_filter.types import Labels, Sequences
+
+__all__ = ["Parameters"]
+
+
+class Parameters:
+    """Arguments in, files out."""
+
+    state_dim: int
+    device: str
+    dtype: torch.dtype
+    model_: LatentFilter
+    labels_: Labels
+    history_: History
+    readout_: Readout
+    target_readout_: Readout | None
+    target_names_: list[str]
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and configuration to one ``.safetensors`` file."""
+        save_checkpoint(path, *settings.to_checkpoint(self))
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: nn.Module | None = None, device: str = "auto") -> Self:
+        """Read a file that :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            encoder: the module, where the model was built with one of the user's own.
+            device: where to put the model.
+
+        Raises:
+            CheckpointError: truncated, foreign, or written by a newer version.
+        """
+        tensors, config = load_checkpoint(path)
+        return settings.from_checkpoint(cls, tensors, config, encoder, device)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn has it."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments.
+
+        Raises:
+            ValueError: a name that the constructor does not know.
+        """
+        unknown = set(params) - set(self.get_params())
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are not parameters of LDMFilter, which has {sorted(self.get_params())}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        defaults = {name: parameter.default for name, parameter in inspect.signature(type(self).__init__).parameters.items()}
+        shown = (f"{name}={value!r}" for name, value in self.get_params().items() if not (value is defaults[name] or value == defaults[name]))
+        return f"LDMFilter({', '.join(shown)})"
+
+    def _model(self) -> LatentFilter:
+        if not hasattr(self, "model_"):
+            raise ValueError("this LDMFilter is not fitted yet; call fit(data) or LDMFilter.load(path) first")
+        return self.model_
+
+    def _parse(self, data: Any, expected: Labels, name: str = "data") -> tuple[Sequences, Labels]:
+        return parse(data, expected=expected, dtype=self.dtype, name=name)
+
+    def _run(self, data: Any, smooth: bool = False) -> Run:
+        model = self._model()
+        return run_filter(model, *self._parse(data, self.labels_), smooth=smooth)
+
+    def _dataset(self, run: Run) -> Any:
+        fields = result_fields(run, self.readout_, self._model())
+        coords = {}
+        if self.target_readout_ is not None:
+            belief = run.result.filtered if run.smoothed is None else run.smoothed
+            fields |= settings.target_fields(self.target_readout_, belief)
+            coords = {"target": self.target_names_, "target_aux": self.target_names_}
+        return to_dataset(fields, run.sequences, run.labels, self._attrs(), coords)
+
+    def _attrs(self) -> dict[str, Any]:
+        return {"config": settings.to_json(self.get_params()), "title": "ldm_filter result"}
