@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldm_filter.core import nonlinear
 from ldm_filter.core.inputs import (
     check_count,
     check_kind,
@@ -27,6 +28,7 @@ from ldm_filter.core.inputs import (
     prepare,
 )
 from ldm_filter.core.linalg import affine, cholesky_psd, matvec, round_cov, symmetrise
+from ldm_filter.core.nonlinear import NonlinearStateSpace
 from ldm_filter.core.recursion import (
     correct_cov,
     covariance_pass,
@@ -154,11 +156,12 @@ def update(
 # Whole sequences.
 
 
-def filter_sequence(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None = None) -> FilterResult:
+def filter_sequence(ssm: StateSpace | NonlinearStateSpace, measurements: Gaussian, observed: Tensor | None = None) -> FilterResult:
     """Filter a batch of sequences, keeping everything: predictions, estimates, projections, log-likelihoods.
 
     Args:
-        ssm: the model; its fields are constant or vary over time and batch, see :class:`ldm_filter.types.StateSpace`.
+        ssm: the model; its fields are constant or vary over time and batch, see :class:`ldm_filter.types.StateSpace`. Here and below also a
+            :class:`ldm_filter.core.nonlinear.NonlinearStateSpace`.
         measurements: mean z ``(B, T, m)``, anything (also NaN) where it is not observed; cov R ``(m, m)`` or
             ``(1 | B, 1 | T, m, m)``, finite everywhere.
         observed: bool ``(1 | B, T)`` per step or ``(1 | B, T, m)`` per channel, True where observed; None: everything.
@@ -178,6 +181,8 @@ def filter_sequence(ssm: StateSpace, measurements: Gaussian, observed: Tensor | 
     >>> filter_sequence(ssm, Gaussian(torch.ones(1, 2, 1), one)).filtered.mean.flatten()
     tensor([0.5000, 0.8000])
     """
+    if isinstance(ssm, NonlinearStateSpace):
+        return nonlinear.filter_sequence(ssm, measurements, observed)
     problem = prepare(ssm, measurements, observed)
     covs = covariance_pass(problem)
     means = mean_pass(problem, covs.gain)
@@ -189,7 +194,7 @@ def filter_sequence(ssm: StateSpace, measurements: Gaussian, observed: Tensor | 
     return FilterResult(predicted, filtered, projected, log_likelihood(problem, means, covs))
 
 
-def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None = None) -> tuple[Gaussian, Tensor]:
+def filter_moments(ssm: StateSpace | NonlinearStateSpace, measurements: Gaussian, observed: Tensor | None = None) -> tuple[Gaussian, Tensor]:
     """What most callers need of :func:`filter_sequence`, by the same computation: the filtered states and the log-likelihood.
 
     Args:
@@ -201,6 +206,8 @@ def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | N
     Raises:
         ValueError, TypeError: as :func:`filter_sequence`.
     """
+    if isinstance(ssm, NonlinearStateSpace):
+        return nonlinear.filter_moments(ssm, measurements, observed)
     problem = prepare(ssm, measurements, observed)
     covs = covariance_pass(problem, predicted=False)
     means = mean_pass(problem, covs.gain)
@@ -208,7 +215,7 @@ def filter_moments(ssm: StateSpace, measurements: Gaussian, observed: Tensor | N
     return filtered, log_likelihood(problem, means, covs)
 
 
-def forecast(ssm: StateSpace, belief: Gaussian, horizon: int) -> Gaussian:
+def forecast(ssm: StateSpace | NonlinearStateSpace, belief: Gaussian, horizon: int) -> Gaussian:
     """The states 1 .. H steps after a belief: ``N(A h + a, A P A' + Q)`` again and again.
 
     Args:
@@ -223,6 +230,8 @@ def forecast(ssm: StateSpace, belief: Gaussian, horizon: int) -> Gaussian:
     Raises:
         ValueError, TypeError: for shapes, dtypes, devices that do not fit, numbers that are not finite and H < 1.
     """
+    if isinstance(ssm, NonlinearStateSpace):
+        return nonlinear.forecast(ssm, belief, horizon)
     check_count("horizon", horizon)
     check_kind("ssm", ssm, StateSpace)
     check_kind("belief", belief, Gaussian)
@@ -244,7 +253,7 @@ def forecast(ssm: StateSpace, belief: Gaussian, horizon: int) -> Gaussian:
     return Gaussian(join(means, 1), round_cov(symmetrise(join(covs, 2)), dtype))
 
 
-def sample_paths(ssm: StateSpace, steps: int, generator: torch.Generator, num_paths: int = 1) -> Tensor:
+def sample_paths(ssm: StateSpace | NonlinearStateSpace, steps: int, generator: torch.Generator, num_paths: int = 1) -> Tensor:
     """Draw paths of the state from the model alone: ``h_0 ~ initial``, ``h_t = A h_{t-1} + a + w``.
 
     Args:
@@ -259,6 +268,8 @@ def sample_paths(ssm: StateSpace, steps: int, generator: torch.Generator, num_pa
     Raises:
         ValueError, TypeError: for a model that does not fit together, and for counts below 1.
     """
+    if isinstance(ssm, NonlinearStateSpace):
+        return nonlinear.sample_paths(ssm, steps, generator, num_paths)
     check_count("steps", steps)
     check_count("num_paths", num_paths)
     check_kind("ssm", ssm, StateSpace)

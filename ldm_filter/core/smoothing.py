@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ldm_filter.core.inputs import check_count, check_kind, check_transition
 from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov, solve_psd, symmetrise
+from ldm_filter.core.nonlinear import NonlinearStateSpace, linearised
 from ldm_filter.core.recursion import join, per_step, predict_cov
 from ldm_filter.types import FilterResult, Gaussian, SmootherResult, StateSpace
 
 __all__ = ["sample_posterior", "smooth_sequence"]
 
 
-def smooth_sequence(ssm: StateSpace, result: FilterResult) -> SmootherResult:
+def smooth_sequence(ssm: StateSpace | NonlinearStateSpace, result: FilterResult) -> SmootherResult:
     """Condition every state on the whole sequence: ``h_t^s = h_t + G_t (h_{t+1}^s - h_{t+1}^-)``, ``G_t = P_t A' (A P_t A' + Q)^-1``.
 
     The covariance runs back as ``P_t^s = (I - G A) P_t (I - G A)' + G (P_{t+1}^s + Q) G'``, a sum of positive terms, in
@@ -49,7 +50,7 @@ def smooth_sequence(ssm: StateSpace, result: FilterResult) -> SmootherResult:
     return SmootherResult(Gaussian(mean, round_cov(symmetrise(join(covs[::-1], 2)), dtype)), gain)
 
 
-def sample_posterior(ssm: StateSpace, result: FilterResult, generator: torch.Generator, num_paths: int = 1) -> Tensor:
+def sample_posterior(ssm: StateSpace | NonlinearStateSpace, result: FilterResult, generator: torch.Generator, num_paths: int = 1) -> Tensor:
     """Draw whole paths from p(h_1..T | z_1..T) by backward sampling: ``h_t ~ N(h_t + G_t (h_{t+1} - h_{t+1}^-), M_t)``.
 
     ``M_t = (I - G A) P_t (I - G A)' + G Q G'`` is the covariance of a state given the next one and the data so far.
@@ -80,9 +81,11 @@ class _Backward(NamedTuple):
     cov: Tensor  # M_t, of h_t given h_{t+1} and z_<=t, (1 | B, T - 1, n, n), float64
 
 
-def _backward(ssm: StateSpace, result: FilterResult) -> _Backward:
+def _backward(ssm: StateSpace | NonlinearStateSpace, result: FilterResult) -> _Backward:
     """All gains at once. The prediction is taken anew from the filtered covariance, so that gain and covariance agree to the last bit."""
     check_kind("result", result, FilterResult)
+    if isinstance(ssm, NonlinearStateSpace):
+        ssm = linearised(ssm, result)
     batch, steps, n = result.filtered.mean.shape
     way = check_transition(ssm, result.filtered.mean, batch, steps)
     if way.A.shape[-1] != n:
