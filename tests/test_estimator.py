@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import ldm_filter
-from ldm_filter import LDMFilter
+from ldm_filter import LDMFilter, metrics
 
 
 def waves(steps: int, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -196,6 +196,32 @@ def test_targets_are_read_out_with_covariance(fitted: LDMFilter) -> None:
     assert np.corrcoef(result.target_mean.values[:, 0], sources["u"])[0, 1] > 0.9
     with pytest.raises(ValueError, match="one row per step"):
         fitted.fit_readout(data, sources.iloc[:100])
+
+
+def test_the_covariance_of_targets_may_turn_with_the_state(fitted: LDMFilter, tmp_path: Path) -> None:
+    """Two targets on a circle, told with errors along it: the ellipse follows, and a saved model keeps it."""
+    model = LDMFilter.load(_saved(fitted, tmp_path))
+    data = waves(3000, 21)
+    phase = np.arctan2(*model.filter(data).filtered_mean.values[:, :2].T)
+    slip = phase + 0.2 * np.random.default_rng(0).normal(size=3000)
+    places = np.stack([np.cos(slip), np.sin(slip)], axis=1)
+    held = {}
+    for covariance in ("constant", "state-dependent"):
+        model.fit_readout(data[:2000], places[:2000], kind="linear", covariance=covariance)
+        result = model.filter(data)
+        error = places[2000:] - result.target_mean.values[2000:]
+        held[covariance] = float(metrics.gaussian_log_likelihood(0 * error, result.target_cov.values[2000:], error).mean())
+    assert held["state-dependent"] > held["constant"] + 0.1
+    xr.testing.assert_equal(LDMFilter.load(_saved(model, tmp_path)).smooth(data), model.smooth(data))
+    with pytest.raises(ValueError, match="covariance is 'round', expected one of 'constant', 'state-dependent'"):
+        model.fit_readout(data, places, covariance="round")
+    with pytest.raises(ValueError, match="40 targets are too many"):
+        model.fit_readout(data, np.tile(places, 20), kind="linear", covariance="state-dependent")
+
+
+def _saved(model: LDMFilter, folder: Path) -> Path:
+    model.save(folder / "turned.safetensors")
+    return folder / "turned.safetensors"
 
 
 def test_save_and_load_give_the_same_results(fitted: LDMFilter, gaps: pd.DataFrame, tmp_path: Path) -> None:

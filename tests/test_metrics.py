@@ -8,7 +8,6 @@ import torch
 from scipy import integrate, stats
 
 from ldm_filter import metrics
-from ldm_filter.metrics import decoded_covariance
 
 RNG = np.random.default_rng(0)
 ROOT = np.array([[1.0, 0.0], [0.8, 0.5]])
@@ -89,43 +88,6 @@ def test_affine_fit_leaves_masked_steps_out_and_needs_enough_of_them() -> None:
         metrics.affine_fit(x, 2 * x + 1)
     with pytest.raises(ValueError, match="at least 3"):
         metrics.affine_fit(x[:2], x[:2])
-
-
-def test_decoded_covariance_covers_a_filter_plus_read_out_error() -> None:
-    """y = W h + e with e beside the filter's own error: the decoded ellipse holds 95 %, adding the whole residual overshoots."""
-    rng = np.random.default_rng(3)
-    w, h = rng.standard_normal((2, 2)), rng.standard_normal((20000, 2)) * 5
-    spread = rng.uniform(0.2, 1.5, (20000, 1))
-    p = spread[..., None] ** 2 * COV
-    estimate = h + spread * draws((20000,), 4)
-    y = h @ w.T + 0.3 * rng.standard_normal((20000, 2))
-    residual = y - estimate @ w.T
-    cov = decoded_covariance(w, p, np.cov(residual.T))
-    assert metrics.coverage(estimate @ w.T, cov, y) == pytest.approx(0.95, abs=0.008)
-    assert cov.mean(0) == pytest.approx(np.cov(residual.T), abs=1e-10)
-    assert metrics.coverage(estimate @ w.T, w @ p @ w.T + np.cov(residual.T), y) > 0.97
-
-
-def test_decoded_covariance_trusts_an_overstated_filter_in_proportion() -> None:
-    """P claims four times the true error: the published cut covers too much, the trusted share covers 95 % at every spread."""
-    rng = np.random.default_rng(5)
-    spread = rng.uniform(0.2, 1.5, (20000, 1))
-    error = spread * draws((20000,), 6)
-    claimed = 4 * spread[..., None] ** 2 * COV
-    cov = decoded_covariance(np.eye(2), claimed, np.cov(error.T))
-    assert metrics.coverage(np.zeros_like(error), claimed, error) > 0.99
-    assert metrics.coverage(np.zeros_like(error), cov, error) == pytest.approx(0.95, abs=0.01)
-    assert cov.mean(0) == pytest.approx(np.cov(error.T), abs=1e-10)
-
-
-def test_decoded_covariance_takes_the_largest_share_that_leaves_the_rest_positive() -> None:
-    p = np.stack([np.eye(2), 3 * np.eye(2)])
-    assert decoded_covariance(np.eye(2), p, 4 * np.eye(2), reference=np.eye(2)) == pytest.approx(p + 3 * np.eye(2))
-    assert decoded_covariance(np.eye(2), p, 0.1 * np.eye(2)) == pytest.approx(0.05 * p)
-    assert decoded_covariance(np.eye(2), p, np.diag([3.0, 0.5]), reference=np.eye(2)) == pytest.approx(0.5 * p + np.diag([2.5, 0.0]))
-    assert decoded_covariance(np.eye(2), 0 * p, 4 * np.eye(2)) == pytest.approx(np.stack([4 * np.eye(2)] * 2))
-    with pytest.raises(ValueError, match="residual_cov is not positive definite"):
-        decoded_covariance(np.eye(2), p, np.diag([1.0, 0.0]))
 
 
 def test_noise_corr_uses_the_mean_variance() -> None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ldm_filter.data.scaling import statistics
 from ldm_filter.data.windows import Windows, split
+from ldm_filter.metrics import covariance_regression
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
@@ -20,7 +22,19 @@ from ldm_filter.objectives.objective import Objective
 from ldm_filter.training import History, TrainingOptions, train
 from ldm_filter.types import Context, Gaussian, Sequences
 
-__all__ = ["Beliefs", "Plan", "beliefs", "build", "finish", "fit_observation_readout", "initialise", "make_plan", "mostly_complete", "run_training"]
+__all__ = [
+    "Beliefs",
+    "Plan",
+    "beliefs",
+    "build",
+    "finish",
+    "fit_observation_readout",
+    "initialise",
+    "make_plan",
+    "mostly_complete",
+    "run_training",
+    "turn_covariance",
+]
 
 LEAST_UPDATES = 600
 MOST_ROWS = 20_000
@@ -166,6 +180,22 @@ def fit_observation_readout(model: LatentFilter, plan: Plan, kind: str, seed: in
     held_out = None if plan.validation is None else _standardised(model, beliefs(model, plan.validation))
     generator = torch.Generator().manual_seed(seed)
     return fit_readout(*training, kind=kind, held_out=held_out, generator=generator).to(model.encoder.center.device)
+
+
+@torch.no_grad()
+def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
+    """Let the covariance of a fitted read-out depend on its mean, by regression of its errors ``(B, T, D)`` where all targets are observed.
+
+    Raises:
+        ValueError: more targets than a covariance is kept for, or too few complete steps.
+    """
+    if not readout.full:
+        raise ValueError(f"covariance is 'state-dependent', which {targets.shape[-1]} targets are too many for; leave it at 'constant'")
+    mean, cov = (part.double().numpy() for part in readout(belief))
+    shape = (*mean.shape, mean.shape[-1])
+    error = torch.where(observed, targets, 0.0).double().numpy() - mean
+    found = covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy())
+    readout.turn(*(torch.as_tensor(part) for part in (found.base, found.direction, found.centre, found.scale)))
 
 
 def _standardised(model: LatentFilter, found: Beliefs) -> Beliefs:

@@ -12,7 +12,7 @@ from torch import nn
 from ldm_filter.data.labels import parse
 from ldm_filter.estimator import fitting, settings
 from ldm_filter.estimator.queries import Queries
-from ldm_filter.models.readout import fit_readout
+from ldm_filter.models.readout import fit_readout, split_off
 from ldm_filter.objectives.objective import Objective, resolve_objective
 from ldm_filter.training import TrainingOptions
 from ldm_filter.types import Gaussian, Sequences
@@ -133,20 +133,24 @@ class LDMFilter(Queries):
         self.target_names_ = []
         return self
 
-    def fit_readout(self, data: Any, targets: Any, kind: str | None = None) -> LDMFilter:
+    def fit_readout(self, data: Any, targets: Any, kind: str | None = None, covariance: str = "constant") -> LDMFilter:
         """Fit a supervised read-out of physical quantities; ``filter`` and ``smooth`` then also give ``target_mean`` and ``target_cov``.
 
         Args:
             data: as for ``filter``.
             targets: container of the same length(s), ``(time, target)`` per series; NaN where unknown.
             kind: ``"linear"``, ``"mlp"`` or ``"auto"``; default that of the model.
+            covariance: of what the read-out cannot explain. ``"constant"``: one for all steps, beside the filter's own.
+                ``"state-dependent"``: it turns and stretches with the estimate, for targets that move on a curve (along which their errors
+                lie, so that one ellipse for all steps holds no level rightly); see `ldm_filter.metrics.covariance_regression`.
 
         Returns:
             self.
 
         Raises:
-            ValueError: lengths of data and targets differ.
+            ValueError: lengths of data and targets differ, or an unknown kind or covariance.
         """
+        settings.check_choice("covariance", covariance)
         run = self._run(data)
         wanted, labels = parse(targets, dtype=self.dtype, name="targets")
         if wanted.values.shape[:2] != run.sequences.values.shape[:2] or not torch.equal(wanted.lengths, run.sequences.lengths):
@@ -154,7 +158,11 @@ class LDMFilter(Queries):
                 f"targets have (series, time) {tuple(wanted.values.shape[:2])}, data {tuple(run.sequences.values.shape[:2])}; give one row per step"
             )
         belief = Gaussian(*(part.cpu() for part in run.result.filtered))
-        fitted = fit_readout(belief, wanted.values.flatten(2), wanted.observed.flatten(2), kind or self.readout)
+        values, observed = wanted.values.flatten(2), wanted.observed.flatten(2)
+        fitted = fit_readout(belief, values, observed, kind or self.readout)
+        if covariance == "state-dependent":
+            known = (belief, values, observed)
+            fitting.turn_covariance(fitted, *(known if fitted.kind == "linear" else split_off(*known)[1]))
         self.target_readout_ = fitted.to(self._model().encoder.center.device)
         self.target_names_ = list(labels.channels)
         return self

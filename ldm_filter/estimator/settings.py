@@ -24,6 +24,7 @@ Estimator = TypeVar("Estimator", bound="Parameters")
 
 __all__ = [
     "check",
+    "check_choice",
     "check_counts",
     "default_mask_rate",
     "from_checkpoint",
@@ -40,6 +41,7 @@ CHOICES = {
     "readout": ("auto", "linear", "mlp"),
     "transition_cov": ("full", "diagonal"),
     "observation": ("learned", "selector"),
+    "covariance": ("constant", "state-dependent"),  # of fit_readout
 }
 
 
@@ -49,9 +51,9 @@ def check(params: dict[str, Any]) -> None:
     Raises:
         ValueError, TypeError: naming the argument, what it is and what is expected.
     """
-    for name, allowed in CHOICES.items():
-        if params[name] not in allowed:
-            raise ValueError(f"{name} is {params[name]!r}, expected one of {', '.join(map(repr, allowed))}")
+    for name in CHOICES:
+        if name in params:
+            check_choice(name, params[name])
     resolve_objective(params["objective"], params["noise"], square=True)  # whether it is square shows with the data
     check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
     if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
@@ -63,6 +65,12 @@ def check(params: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {params[name]}, expected a positive number")
     if params["mask_rate"] is not None and not 0 <= params["mask_rate"] < 1:
         raise ValueError(f"mask_rate is {params['mask_rate']}, expected a share in [0, 1)")
+
+
+def check_choice(name: str, value: Any) -> None:
+    """Refuse what is not among the choices of an argument."""
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, CHOICES[name]))}")
 
 
 def check_counts(**counts: int | None) -> None:

@@ -9,7 +9,7 @@ dimensions of the target, all axes before it are steps (series, time). Functions
 
 from __future__ import annotations
 
-from ldm_filter.metrics.accuracy import AffineMap, affine_fit, affine_r2, db, decoded_covariance, mse, noise_corr, r2, rmse
+from ldm_filter.metrics.accuracy import AffineMap, affine_fit, affine_r2, db, mse, noise_corr, r2, rmse
 from ldm_filter.metrics.calibration import (
     chi2_bounds,
     coverage,
@@ -21,15 +21,18 @@ from ldm_filter.metrics.calibration import (
     pit,
     scores,
 )
+from ldm_filter.metrics.decoding import CovarianceRegression, covariance_regression, decoded_covariance
 from ldm_filter.metrics.residuals import Whiteness, autocorrelation, whiteness
 
 __all__ = [
     "AffineMap",
+    "CovarianceRegression",
     "Whiteness",
     "affine_fit",
     "affine_r2",
     "autocorrelation",
     "chi2_bounds",
+    "covariance_regression",
     "coverage",
     "crps_normal",
     "db",

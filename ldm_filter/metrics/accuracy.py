@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import linalg, stats
+from scipy import stats
 
 from ldm_filter.metrics.arrays import Array, as_array, as_mask, check_finite, match
 
-__all__ = ["AffineMap", "affine_fit", "affine_r2", "db", "decoded_covariance", "mse", "noise_corr", "r2", "rmse"]
+__all__ = ["AffineMap", "affine_fit", "affine_r2", "db", "mse", "noise_corr", "r2", "rmse"]
 
 
 def mse(estimate: Any, truth: Any, mask: Any = None) -> float:
@@ -138,52 +138,6 @@ def affine_r2(train_x: Any, train_y: Any, test_x: Any, test_y: Any, *, per_dim: 
     Source: Mikulasch & Zenke 2026 (arXiv 2605.03517), theorem 1: the optimum is affine in the true latents.
     """
     return r2(affine_fit(train_x, train_y).apply(test_x), test_y, per_dim=per_dim)
-
-
-def decoded_covariance(matrix: Any, cov: Any, residual_cov: Any, reference: Any = None) -> Array:
-    """Covariance of a target read out of a state, alpha W P W' + (residual - alpha mean(W P_ref W')), so that on average it is the residual's.
-
-    The residuals of the read-out's fit already hold the filter's own error, on average W P W'; only the rest is added. (Adding the whole
-    residual would count the filter's error twice and turn a true 95 % ellipse into one of 99.8 %.) alpha is the largest number up to 1 that
-    leaves this rest positive semi-definite: 1 where the filter's covariance fits within the residual; where it overstates the error, it is
-    trusted in proportion.
-
-    Args:
-        matrix: W, ``(d, n)``.
-        cov: P, ``(..., n, n)`` of the states to decode.
-        residual_cov: ``(d, d)`` of the fit, see `AffineMap`.
-        reference: P on the data of the fit, ``(..., n, n)``; default: ``cov`` itself.
-
-    Returns:
-        ``(..., d, d)``.
-
-    Raises:
-        ValueError: shapes do not fit together, a NaN, or a residual covariance that is not positive definite.
-
-    >>> decoded_covariance([[1.0]], [[[1.0]], [[3.0]]], [[2.5]]).ravel().tolist()
-    [1.5, 3.5]
-    >>> decoded_covariance([[1.0]], [[[1.0]], [[3.0]]], [[1.0]]).ravel().tolist()
-    [0.5, 1.5]
-    """
-    w, p, residual = as_array("matrix", matrix), as_array("cov", cov), as_array("residual_cov", residual_cov)
-    ref = p if reference is None else as_array("reference", reference)
-    d, n = w.shape if w.ndim == 2 else (-1, -1)
-    for name, value, size in (("cov", p, n), ("reference", ref, n), ("residual_cov", residual, d)):
-        if value.ndim < 2 or value.shape[-2:] != (size, size):
-            raise ValueError(f"{name} has shape {value.shape}, matrix {w.shape}; expected W (d, n), P (..., n, n) and a residual (d, d)")
-        check_finite(name, value)
-    check_finite("matrix", w)
-    mean = w @ ref.reshape(-1, n, n).mean(0) @ w.T
-    try:
-        # residual - alpha mean >= 0 as long as alpha is at most 1 / lambda for every eigenvalue of mean v = lambda residual v
-        largest = linalg.eigh(mean, residual, eigvals_only=True)[-1]
-    except linalg.LinAlgError:
-        smallest = np.linalg.eigvalsh(residual)[0]
-        raise ValueError(
-            f"residual_cov is not positive definite: smallest eigenvalue {smallest:.3g}; leave out targets that are known exactly"
-        ) from None
-    alpha = min(1.0, 1.0 / largest) if largest > 0 else 1.0
-    return w @ (alpha * p) @ w.T + (residual - alpha * mean)
 
 
 def noise_corr(noise_cov: Any, true_variance: Any, mask: Any = None, *, rank: bool = False) -> float:

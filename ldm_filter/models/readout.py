@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.types import Gaussian
 
-__all__ = ["Readout", "fit_readout"]
+__all__ = ["Readout", "Regression", "fit_readout", "split_off"]
 
 FULL_COV_MOST = 32
+Regression = tuple[Gaussian, Tensor, Tensor]  # beliefs, targets, and which of them are observed
 
 
 class Readout(nn.Module):
@@ -24,6 +25,10 @@ class Readout(nn.Module):
     average covariance is the residuals': Sigma = residual - alpha mean(J P J') with the largest alpha <= 1 that leaves Sigma positive
     semi-definite. (Where the filter's own covariance already explains the residuals, nothing is added; where it overstates
     them, it is trusted in proportion.) With more than 32 targets only variances are kept.
+
+    Errors that lie along the curve on which the targets move turn with it, which this covariance does not: after :meth:`turn` it is
+
+        L M(mean) L',    L L' = cov as above,    M(x) = Psi + (B u)(B u)',    u = (1, (x - centre) / scale)
 
     Args:
         state_dim: n.
@@ -41,6 +46,10 @@ class Readout(nn.Module):
     residual: Tensor
     trust: Tensor
     scale: Tensor
+    turn_base: Tensor
+    turn_direction: Tensor
+    turn_centre: Tensor
+    turn_scale: Tensor
 
     def __init__(self, state_dim: int, target_dim: int, kind: str = "linear", hidden: int = 64) -> None:
         super().__init__()
@@ -54,6 +63,11 @@ class Readout(nn.Module):
         self.register_buffer("scale", torch.ones(target_dim))
         self.register_buffer("residual", torch.zeros((target_dim, target_dim) if self.full else (target_dim,)))
         self.register_buffer("trust", torch.ones(() if self.full else (target_dim,)))
+        turned = target_dim if self.full else 0
+        self.register_buffer("turn_base", torch.eye(turned))
+        self.register_buffer("turn_direction", torch.zeros(turned, 1 + turned))
+        self.register_buffer("turn_centre", torch.zeros(turned))
+        self.register_buffer("turn_scale", torch.ones(turned))
         self.network: nn.Module | None = None
         if kind == "mlp":
             layers = [nn.Linear(state_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, target_dim)]
@@ -68,7 +82,27 @@ class Readout(nn.Module):
         if not self.full:
             raise ValueError(f"a full covariance of {len(self.bias)} targets is not kept (at most {FULL_COV_MOST}); use moments() for variances")
         spread = self._spread(belief)
-        return Gaussian(self.mean(belief.mean), self.trust * (spread @ spread.mT) + self.residual)
+        mean, cov = self.mean(belief.mean), self.trust * (spread @ spread.mT) + self.residual
+        if not bool(self.turn_direction.any()):
+            return Gaussian(mean, cov)
+        regressors = torch.cat([torch.ones_like(mean[..., :1]), (mean - self.turn_centre) / self.turn_scale], dim=-1)
+        along = (regressors @ self.turn_direction.mT).unsqueeze(-1)
+        factor = cholesky_psd(cov).to(mean.dtype)
+        return Gaussian(mean, factor @ (self.turn_base + along @ along.mT) @ factor.mT)
+
+    @torch.no_grad()
+    def turn(self, base: Tensor, direction: Tensor, centre: Tensor, scale: Tensor) -> None:
+        """Let the covariance depend on the mean: Psi ``(D, D)``, B ``(D, 1 + D)``, and centre and scale ``(D,)`` of the regressors.
+
+        They come from `ldm_filter.metrics.covariance_regression` of the errors under the covariance that this read-out gives before.
+
+        Raises:
+            ValueError: more than 32 targets, of which no covariance is kept.
+        """
+        if not self.full:
+            raise ValueError(f"{len(self.bias)} targets are more than {FULL_COV_MOST}: only variances are kept, which cannot turn with the state")
+        for buffer, value in ((self.turn_base, base), (self.turn_direction, direction), (self.turn_centre, centre), (self.turn_scale, scale)):
+            buffer.copy_(value)
 
     def moments(self, belief: Gaussian) -> tuple[Tensor, Tensor]:
         """Mean and variances, ``(B, T, D)`` each."""
@@ -100,7 +134,7 @@ def fit_readout(
     targets: Tensor,
     observed: Tensor,
     kind: str = "auto",
-    held_out: tuple[Gaussian, Tensor, Tensor] | None = None,
+    held_out: Regression | None = None,
     generator: torch.Generator | None = None,
 ) -> Readout:
     """Regress targets on the filter's beliefs.
@@ -111,7 +145,8 @@ def fit_readout(
         observed: bool ``(B, T, D)``; hidden targets take no part.
         kind: ``"linear"`` (ridge regression, closed form), ``"mlp"`` (a network on top of it), or ``"auto"``: the network where it
             lowers the error on held-out data by more than 2 %.
-        held_out: the same three of other series; the residual covariance is taken there (default: from the training series).
+        held_out: the same three of other series, where the kind is chosen and the covariance taken. Default: a network is judged on a fifth that
+            is kept from it (of the series, or the end of each where there are fewer than five), the linear one on everything.
         generator: of the network's starting values and batches.
 
     Returns:
@@ -124,18 +159,45 @@ def fit_readout(
         raise ValueError(f'readout is {kind!r}, expected "auto", "linear" or "mlp"')
     if not bool(observed.flatten(0, -2).any(0).all()):
         raise ValueError(f"targets {(~observed.flatten(0, -2).any(0)).nonzero().flatten().tolist()} are never observed; leave them out")
-    held_out = (belief, targets, observed) if held_out is None else held_out
-    linear = Readout(belief.mean.shape[-1], targets.shape[-1], "linear").to(belief.mean)
-    _fit_linear(linear, belief.mean, targets, observed)
-    chosen = linear
+    everything = belief, targets, observed
     if kind != "linear":
-        network = Readout(belief.mean.shape[-1], targets.shape[-1], "mlp").to(belief.mean)
+        training, judges = _apart(*everything) if held_out is None else (everything, held_out)
+        linear, network = _linear(*training), Readout(belief.mean.shape[-1], targets.shape[-1], "mlp").to(belief.mean)
         network.load_state_dict(linear.state_dict(), strict=False)
-        _fit_network(network, belief.mean, targets, observed, generator or torch.Generator().manual_seed(0))
-        if kind == "mlp" or _error(network, *held_out) < 0.98 * _error(linear, *held_out):
-            chosen = network
-    _fit_covariance(chosen, *held_out)
-    return chosen
+        _fit_network(network, training[0].mean, *training[1:], generator or torch.Generator().manual_seed(0))
+        if kind == "mlp" or _error(network, *judges) < 0.98 * _error(linear, *judges):
+            _fit_covariance(network, *judges)
+            return network
+    linear = _linear(*everything)
+    _fit_covariance(linear, *(held_out or everything))
+    return linear
+
+
+def split_off(belief: Gaussian, targets: Tensor, observed: Tensor) -> tuple[Regression, Regression]:
+    """Four fifths and one fifth of the series, or, where there are fewer than five, of the steps."""
+    series, steps = targets.shape[:2]
+    by_series = series >= 5
+    cut = series - series // 5 if by_series else steps - max(1, steps // 5)
+
+    def part(tensor: Tensor, rows: slice) -> Tensor:
+        shared = tensor.shape[0 if by_series else 1] == 1
+        return tensor if shared else (tensor[rows] if by_series else tensor[:, rows])
+
+    first, rest = ((Gaussian(*(part(x, rows) for x in belief)), part(targets, rows), part(observed, rows)) for rows in (slice(cut), slice(cut, None)))
+    return first, rest
+
+
+def _apart(belief: Gaussian, targets: Tensor, observed: Tensor) -> tuple[Regression, Regression]:
+    """As `split_off`; everything twice where a part would lack a target."""
+    parts = split_off(belief, targets, observed)
+    enough = all(bool(seen.flatten(0, -2).any(0).all()) for _, _, seen in parts)
+    return parts if enough else ((belief, targets, observed),) * 2
+
+
+def _linear(belief: Gaussian, targets: Tensor, observed: Tensor) -> Readout:
+    readout = Readout(belief.mean.shape[-1], targets.shape[-1], "linear").to(belief.mean)
+    _fit_linear(readout, belief.mean, targets, observed)
+    return readout
 
 
 @torch.no_grad()

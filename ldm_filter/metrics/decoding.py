@@ -1,0 +1,186 @@
+"""The uncertainty of a target that is read out of a state: from the filter's covariance, and from how the read-out's errors turn with the target."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import linalg
+
+from ldm_filter.metrics.arrays import Array, as_array, as_covariance, as_mask, check_finite, match, whiten
+
+__all__ = ["CovarianceRegression", "covariance_regression", "decoded_covariance"]
+
+STARTS, TRIAL_ITERATIONS = 4, 15
+# Of the errors' mean variance; stays in every direction, so that none is ever claimed to be known exactly.
+SLIVER = 1e-6
+
+
+def decoded_covariance(matrix: Any, cov: Any, residual_cov: Any, reference: Any = None) -> Array:
+    """Covariance of a target read out of a state, alpha W P W' + (residual - alpha mean(W P_ref W')), so that on average it is the residual's.
+
+    The residuals of the read-out's fit already hold the filter's own error, on average W P W'; only the rest is added. (Adding the whole
+    residual would count the filter's error twice and turn a true 95 % ellipse into one of 99.8 %.) alpha is the largest number up to 1 that
+    leaves this rest positive semi-definite: 1 where the filter's covariance fits within the residual; where it overstates the error, it is
+    trusted in proportion.
+
+    Args:
+        matrix: W, ``(d, n)``.
+        cov: P, ``(..., n, n)`` of the states to decode.
+        residual_cov: ``(d, d)`` of the fit, see `AffineMap`.
+        reference: P on the data of the fit, ``(..., n, n)``; default: ``cov`` itself.
+
+    Returns:
+        ``(..., d, d)``.
+
+    Raises:
+        ValueError: shapes do not fit together, a NaN, or a residual covariance that is not positive definite.
+
+    >>> decoded_covariance([[1.0]], [[[1.0]], [[3.0]]], [[2.5]]).ravel().tolist()
+    [1.5, 3.5]
+    >>> decoded_covariance([[1.0]], [[[1.0]], [[3.0]]], [[1.0]]).ravel().tolist()
+    [0.5, 1.5]
+    """
+    w, p, residual = as_array("matrix", matrix), as_array("cov", cov), as_array("residual_cov", residual_cov)
+    ref = p if reference is None else as_array("reference", reference)
+    d, n = w.shape if w.ndim == 2 else (-1, -1)
+    for name, value, size in (("cov", p, n), ("reference", ref, n), ("residual_cov", residual, d)):
+        if value.ndim < 2 or value.shape[-2:] != (size, size):
+            raise ValueError(f"{name} has shape {value.shape}, matrix {w.shape}; expected W (d, n), P (..., n, n) and a residual (d, d)")
+        check_finite(name, value)
+    check_finite("matrix", w)
+    mean = w @ ref.reshape(-1, n, n).mean(0) @ w.T
+    try:
+        # residual - alpha mean >= 0 as long as alpha is at most 1 / lambda for every eigenvalue of mean v = lambda residual v
+        largest = linalg.eigh(mean, residual, eigvals_only=True)[-1]
+    except linalg.LinAlgError:
+        smallest = np.linalg.eigvalsh(residual)[0]
+        raise ValueError(
+            f"residual_cov is not positive definite: smallest eigenvalue {smallest:.3g}; leave out targets that are known exactly"
+        ) from None
+    alpha = min(1.0, 1.0 / largest) if largest > 0 else 1.0
+    return w @ (alpha * p) @ w.T + (residual - alpha * mean)
+
+
+class CovarianceRegression(NamedTuple):
+    """Covariance that depends on where the target is, Cov(e | x) = L M(x) L',  M(x) = Psi + (B u)(B u)',  u = (1, (x - centre) / scale).
+
+    L L' is a covariance given beforehand (of the filter, say), and M says how the errors are stretched and turned against it.
+
+    Attributes:
+        base: Psi, ``(d, d)``.
+        direction: B, ``(d, 1 + p)``.
+        centre, scale: of the regressors, ``(p,)``.
+        log_likelihood: of the whitened errors, mean per step, in nats; `covariance_regression` raises it.
+    """
+
+    base: Array
+    direction: Array
+    centre: Array
+    scale: Array
+    log_likelihood: float
+
+    def apply(self, x: Any, cov: Any = None) -> Array:
+        """Covariance ``(..., d, d)`` at ``x (..., p)``, with L from ``cov (..., d, d)``; default L = I."""
+        along = _regressors(as_array("x", x), self.centre, self.scale) @ self.direction.T
+        turned = self.base + along[..., :, None] * along[..., None, :]
+        if cov is None:
+            return turned
+        factor = np.linalg.cholesky(as_array("cov", cov))
+        return factor @ turned @ np.swapaxes(factor, -1, -2)
+
+
+def covariance_regression(x: Any, error: Any, cov: Any = None, mask: Any = None, *, iterations: int = 500) -> CovarianceRegression:
+    """Maximum-likelihood fit of a covariance that depends on x, Cov(e | x) = L M(x) L' (see `CovarianceRegression`), by EM.
+
+    Why: a Kalman filter in its constant regime, with an affine read-out, has *one* ellipse for all steps. Where the target moves on a
+    curve the true errors lie along the curve, and turn with it. On a circle, errors along the tangent alone have, under the average
+    (round) covariance, NEES = 2 chi2_1: its 95 % ellipse holds P(2 chi2_1 < 5.99) = 91.7 % of them, its 50 % ellipse 59.5 %. With
+    M(x) the ellipse is narrow across the curve and long along it, and holds every level.
+
+    Args:
+        x: ``(..., p)`` what the covariance depends on, for example the estimate itself.
+        error: ``(..., d)`` truth minus estimate, on the read-out's training sequences.
+        cov: ``(..., d, d)`` or one that broadcasts to it, of the errors as known beforehand; default I.
+        mask: ``(...)``, True where a step counts.
+        iterations: most EM steps; it stops before where the likelihood stands.
+
+    Raises:
+        ValueError: too few steps for the number of parameters, shapes that do not fit, a NaN that counts, or a covariance not positive definite.
+
+    Source: Hoff & Niu 2012, A covariance regression model, Statistica Sinica 22 (the rank-1 model, as e = g B u + r with g ~ N(0, 1)).
+
+    >>> angle = np.linspace(0, 200, 4000)
+    >>> tangent = np.stack([-np.sin(angle), np.cos(angle)], axis=-1)
+    >>> error = tangent * np.random.default_rng(0).normal(size=(4000, 1))
+    >>> fit = covariance_regression(np.stack([np.cos(angle), np.sin(angle)], axis=-1), error)
+    >>> fit.apply([1.0, 0.0]).round(1).tolist()  # at the right of the circle the tangent is vertical
+    [[0.0, 0.0], [0.0, 1.0]]
+    """
+    place, white = as_array("x", x), as_array("error", error)
+    if place.ndim < 2 or place.shape[:-1] != white.shape[:-1]:
+        raise ValueError(f"x has shape {place.shape} and error {white.shape}; expected (..., p) and (..., d) with the same leading axes")
+    keep = as_mask(mask, (*place.shape[:-1], 1))[..., 0]
+    check_finite("x", place, np.broadcast_to(keep[..., None], place.shape))
+    white, _, counts = match(white, np.zeros_like(white), np.broadcast_to(keep[..., None], white.shape), ("error", "zero"))
+    if cov is not None:
+        white = whiten(white, as_covariance(cov, counts))[0]
+    place, white = place[keep], white[keep]
+    d, p = white.shape[1], place.shape[1]
+    if len(white) < 4 * (1 + p + d):
+        raise ValueError(f"x has {len(white)} steps that count; a covariance of {d} targets that depends on {p} numbers needs {4 * (1 + p + d)}")
+    centre, scale = place.mean(0), np.maximum(place.std(0), 1e-12)
+    regressors = _regressors(place, centre, scale)
+    rng = np.random.default_rng(0)  # B = 0 is a saddle: start off it, at a few places
+    trials = [_expectation_maximisation(white, regressors, *_start(white, regressors, rng), TRIAL_ITERATIONS) for _ in range(STARTS)]
+    base, direction, value = max(trials, key=lambda trial: trial[2])
+    base, direction, value = _expectation_maximisation(white, regressors, base, direction, iterations)
+    return CovarianceRegression(base, direction, centre, scale, value)
+
+
+def _regressors(x: Array, centre: Array, scale: Array) -> Array:
+    return np.concatenate([np.ones((*x.shape[:-1], 1)), (x - centre) / scale], axis=-1)
+
+
+def _start(white: Array, regressors: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Half of the covariance constant, the other half along a random B."""
+    cov = white.T @ white / len(white)
+    cov = cov + SLIVER * np.trace(cov) / len(cov) * np.eye(len(cov))
+    draw = rng.standard_normal((len(cov), regressors.shape[1]))
+    return 0.5 * cov, np.sqrt(0.5 / regressors.shape[1]) * np.linalg.cholesky(cov) @ draw
+
+
+def _expectation_maximisation(white: Array, regressors: Array, base: Array, direction: Array, iterations: int) -> tuple[Array, Array, float]:
+    """Parameter-expanded EM (Liu, Rubin & Wu 1998) for e = g B u + r, g ~ N(0, 1), r ~ N(0, Psi): Psi, B and the mean log-likelihood."""
+    number, d = white.shape
+    sliver = SLIVER * float(np.square(white).mean()) * np.eye(d)
+    before = -np.inf
+    value = _log_likelihood(white, regressors, base, direction)
+    for _ in range(iterations):
+        if value - before < 1e-9:
+            break
+        before = value
+        along = regressors @ direction.T
+        gain = np.linalg.solve(base, along.T).T
+        variance = 1.0 / (1.0 + (gain * along).sum(-1))  # of g given e, and its mean
+        mean = variance * (gain * white).sum(-1)
+        second = np.square(mean) + variance
+        weighted = second[:, None] * regressors
+        direction = np.linalg.lstsq(regressors.T @ weighted, regressors.T @ (mean[:, None] * white), rcond=None)[0].T
+        along = regressors @ direction.T
+        rest = white - mean[:, None] * along
+        base = (rest.T @ rest + (variance[:, None] * along).T @ along) / number + sliver
+        direction = direction * np.sqrt(second.mean())  # Var(g) free for one step, then folded into B: plain EM crawls where Psi is small
+        value = _log_likelihood(white, regressors, base, direction)
+    return base, direction, value
+
+
+def _log_likelihood(white: Array, regressors: Array, base: Array, direction: Array) -> float:
+    """Mean log N(e; 0, Psi + (B u)(B u)'), by the matrix determinant lemma."""
+    along = regressors @ direction.T
+    factor = np.linalg.cholesky(base)
+    e, b = (linalg.solve_triangular(factor, part.T, lower=True).T for part in (white, along))
+    spread = 1.0 + np.square(b).sum(-1)
+    squared = np.square(e).sum(-1) - np.square((e * b).sum(-1)) / spread
+    log_det = 2.0 * np.log(np.diagonal(factor)).sum() + np.log(spread)
+    return float(-0.5 * (squared + log_det + white.shape[1] * np.log(2 * np.pi)).mean())
