@@ -152,14 +152,16 @@ class StateNoise:
 
 @dataclass(frozen=True)
 class Screen:
-    """A square image; p = clamp((position + offset) * scale, 0, size - 1) is the dot's place in pixels."""
+    """A square image; p = clamp((position + offset) * scale, 0, size - 1) is the dot's place in pixels, unclamped without ``clamp``."""
 
     size: int = 10
     offset: float = 3.0
     scale: float = 10 / 6
+    clamp: bool = True
 
     def pixel(self, position: NDArray) -> NDArray:
-        return np.clip((position + self.offset) * self.scale, 0, self.size - 1)
+        pixel = (np.asarray(position) + self.offset) * self.scale
+        return np.clip(pixel, 0, self.size - 1) if self.clamp else pixel
 
     def render(self, position: NDArray) -> NDArray:
         """Noise-free frames ``(..., size, size)`` of positions ``(..., 2)``; row = y, column = x, peak 1."""

@@ -22,14 +22,28 @@ from ldm_filter.metrics.calibration import (
     scores,
 )
 from ldm_filter.metrics.decoding import CovarianceRegression, covariance_regression, decoded_covariance
+from ldm_filter.metrics.identifiability import (
+    AffineR2,
+    Injectivity,
+    affine_r2_both_ways,
+    dynamics_r2,
+    eigenvalue_error,
+    local_injectivity,
+    mcc,
+    neighbour_ratio,
+    procrustes_disparity,
+)
 from ldm_filter.metrics.residuals import Whiteness, autocorrelation, whiteness
 
 __all__ = [
     "AffineMap",
+    "AffineR2",
     "CovarianceRegression",
+    "Injectivity",
     "Whiteness",
     "affine_fit",
     "affine_r2",
+    "affine_r2_both_ways",
     "autocorrelation",
     "chi2_bounds",
     "covariance_regression",
@@ -37,13 +51,19 @@ __all__ = [
     "crps_normal",
     "db",
     "decoded_covariance",
+    "dynamics_r2",
+    "eigenvalue_error",
     "gaussian_log_likelihood",
+    "local_injectivity",
+    "mcc",
     "mse",
     "nees",
+    "neighbour_ratio",
     "nis",
     "nll",
     "noise_corr",
     "pit",
+    "procrustes_disparity",
     "r2",
     "rmse",
     "scores",
