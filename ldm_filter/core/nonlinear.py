@@ -39,8 +39,8 @@ __all__ = [
     "filter_step",
     "forecast",
     "linearised",
+    "memories",
     "predict",
-    "remember",
     "sample_paths",
 ]
 
@@ -135,10 +135,10 @@ def filter_moments(model: NonlinearStateSpace, measurements: Gaussian, observed:
     return _rounded(filtered, dtype), _density(problem, steps, dtype)
 
 
-def predict(model: NonlinearStateSpace, belief: Gaussian, step: int = 0, memory: Tensor | None = None) -> Gaussian:
-    """One step ahead of a belief, mean ``(B, n)``, cov ``(B, n, n)``; ``memory`` of the adaptive noise, default that of the model."""
+def predict(model: NonlinearStateSpace, belief: Gaussian, step: int = 0) -> Gaussian:
+    """One step ahead of a belief, mean ``(B, n)``, cov ``(B, n, n)``, in its dtype; the memory of adaptive noise is that of the model."""
     exact = Gaussian(belief.mean.double(), symmetrise(belief.cov.double()))
-    A, a, Q = _affine(model, exact, step, model.adaptive.memory if model.adaptive is not None and memory is None else memory)
+    A, a, Q = _affine(model, exact, step, None if model.adaptive is None else _start(model.adaptive, len(belief.mean)))
     return _rounded(Gaussian(affine(a, A, exact.mean), symmetrise(predict_cov(exact.cov, A, Q))), belief.mean.dtype)
 
 
@@ -208,10 +208,8 @@ def linearised(model: NonlinearStateSpace, result: FilterResult) -> StateSpace:
     return StateSpace(A, a, Q, model.observation_matrix, model.observation_offset, model.initial)
 
 
-def remember(model: NonlinearStateSpace, measurements: Gaussian, observed: Tensor | None, result: FilterResult) -> NonlinearStateSpace:
-    """The model with the memory of its adaptive noise as it is after a filtered piece, so that filtering can go on from there."""
-    if model.adaptive is None:
-        return model
+def memories(adaptive: AdaptiveNoise, measurements: Gaussian, observed: Tensor | None, result: FilterResult) -> Tensor:
+    """The memory of adaptive noise after every step of a filtered piece ``(B, T, k)``, so that filtering can go on from any of them."""
     mask = check_mask(observed, measurements.mean)
     innovation = measurements.mean.double() - result.projected.mean.double()
     innovation = innovation if mask is None else torch.where(mask, innovation, 0.0)
@@ -219,10 +217,11 @@ def remember(model: NonlinearStateSpace, measurements: Gaussian, observed: Tenso
     _, S, innovation = mask_missing(nothing, result.projected.cov.double(), innovation, mask)
     squares = torch.linalg.solve_triangular(cholesky(S), innovation.unsqueeze(-1), upper=False).square().sum((-2, -1))
     seen = squares.new_full(squares.shape, innovation.shape[-1]) if mask is None else mask.sum(-1).double().expand_as(squares)
-    memory = _start(model.adaptive, len(squares))
+    memory, after = _start(adaptive, len(squares)), []
     for surprise in torch.where(seen > 0, squares / seen.clamp_min(1.0), 1.0).unbind(1):
-        memory = model.adaptive.remember(memory, surprise)
-    return model._replace(adaptive=model.adaptive._replace(memory=memory))
+        memory = adaptive.remember(memory, surprise)
+        after.append(memory)
+    return torch.stack(after, 1)
 
 
 # The loop over time.

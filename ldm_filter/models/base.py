@@ -114,6 +114,13 @@ class Dynamics(nn.Module):
         events = (2, 1, 2, 2, 1)
         return Fields(*(part.to(dtype) if part.ndim == event else part[:, 0].to(dtype) for part, event in zip(ssm[:-1], events, strict=True)))
 
+    def remember(self, measurements: Gaussian, observed: Tensor | None, result: FilterResult, memory: Tensor | None = None) -> Tensor | None:
+        """What has to be known besides the filtered belief to go on after each step of a piece, ``(B, T, k)``; None, the default: nothing.
+
+        Where it is not None, :meth:`filter`, :meth:`predict` and :meth:`forecast` take the ``memory`` ``(B, k)`` of one step as a last argument.
+        """
+        return None
+
     # ---------------------------------------------------------------------------------------------- training and its end
 
     def start_from(self, ssm: StateSpace) -> None:

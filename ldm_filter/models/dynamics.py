@@ -11,7 +11,7 @@ from ldm_filter.models.canonical import canonical_transform, change_basis
 from ldm_filter.models.factors import factor, unfactor
 from ldm_filter.types import Context, Gaussian, StateSpace
 
-__all__ = ["LinearDynamics"]
+__all__ = ["LinearDynamics", "stable_matrix"]
 
 # A's spectral radius stays this far below 1, which rounding a matrix of many states to float32 cannot bridge.
 MARGIN = 1e-5
@@ -121,12 +121,7 @@ class LinearDynamics(Dynamics):
         )
 
     def _transition(self) -> Tensor:
-        root = (0.5 * self.slack.double().clamp(-MOST_SLACK, MOST_SLACK)).exp()
-        rows, triangle = torch.linalg.qr(torch.cat([self.contraction.double().mT, torch.diag(root)]))
-        sign = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
-        contraction = (1.0 - MARGIN) * (rows[: self.state_dim] * sign).mT
-        basis = self.basis.double()
-        return torch.linalg.solve_triangular(basis, contraction @ basis, upper=False)
+        return stable_matrix(self.contraction, self.slack, self.basis)
 
     @torch.no_grad()
     def health(self) -> dict[str, float]:
@@ -216,6 +211,18 @@ class LinearDynamics(Dynamics):
             raise ValueError('ssm.transition_cov is not diagonal; choose transition_cov="full" to take it over')
         if not self.learned_observation and not torch.allclose(ssm.observation_matrix, self.observation.to(ssm.observation_matrix), atol=1e-6):
             raise ValueError('ssm.observation_matrix is not [I 0]; choose observation="learned" to take it over')
+
+
+def stable_matrix(contraction: Tensor, slack: Tensor, basis: Tensor) -> Tensor:
+    """A of :class:`LinearDynamics` from its free parameters W ``(..., n, n)``, log D ``(..., n)`` and the basis S ``(n, n)``, in float64.
+
+    Matrices of one basis are contractions in it, so that whatever lies between them is one too.
+    """
+    root = (0.5 * slack.double().clamp(-MOST_SLACK, MOST_SLACK)).exp()
+    rows, triangle = torch.linalg.qr(torch.cat([contraction.double().mT, torch.diag_embed(root)], dim=-2))
+    sign = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    contracted = (1.0 - MARGIN) * (rows[..., : basis.shape[-1], :] * sign.unsqueeze(-2)).mT
+    return torch.linalg.solve_triangular(basis.double(), contracted @ basis.double(), upper=False)
 
 
 def _shrunk(transition: Tensor) -> Tensor:

@@ -67,12 +67,15 @@ class LatentFilter(nn.Module):
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}, expected at least 1 step")
         last: Gaussian | None = None
+        memory: tuple[Tensor, ...] = ()
         for start in range(0, values.shape[1], chunk):
             stop = start + chunk
-            initial = None if last is None else self.dynamics.predict(last, context.steps(start, start + 1))
+            initial = None if last is None else self.dynamics.predict(last, context.steps(start, start + 1), *memory)
             measurements, seen = self.encode(values[:, start:stop], observed[:, start:stop])
-            result = self.dynamics.filter(measurements, seen, context.steps(start, stop), initial)
+            result = self.dynamics.filter(measurements, seen, context.steps(start, stop), initial, *memory)
             yield measurements, seen, result
+            after = self.dynamics.remember(measurements, seen, result, *memory)
+            memory = () if after is None else (after[:, -1],)
             last = Gaussian(result.filtered.mean[:, -1], result.filtered.cov[:, -1])
 
     @torch.no_grad()

@@ -319,7 +319,9 @@ def test_pieces_equal_the_whole(masked: bool) -> None:
     observed = observed_of(B, T, M) if masked else torch.ones(B, T, M, dtype=torch.bool)
     whole = filter_sequence(model, measurements, observed)
     first = filter_sequence(model, measurements._replace(mean=measurements.mean[:, :3]), observed[:, :3])
-    then = nonlinear.remember(model, measurements._replace(mean=measurements.mean[:, :3]), observed[:, :3], first)
+    piece = measurements._replace(mean=measurements.mean[:, :3])
+    memory = nonlinear.memories(model.adaptive, piece, observed[:, :3], first)
+    then = model._replace(adaptive=model.adaptive._replace(memory=memory[:, -1]))
     initial = nonlinear.predict(then, Gaussian(first.filtered.mean[:, -1], first.filtered.cov[:, -1]))
     second = filter_sequence(then._replace(initial=initial), measurements._replace(mean=measurements.mean[:, 3:]), observed[:, 3:])
     for a, b, c in zip(everything(whole), everything(first), everything(second), strict=True):
