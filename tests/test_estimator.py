@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import xarray as xr
 
 import ldm_filter
 from ldm_filter import LDMFilter, metrics
+from ldm_filter.data.labels import parse
+from ldm_filter.data.windows import Windows
+from ldm_filter.estimator.fitting import common_scale
 
 
 def waves(steps: int, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -246,6 +250,23 @@ def test_the_state_is_canonical_and_the_latents_have_unit_variance(fitted: LDMFi
     transition, noise = ssm.transition_matrix.double(), ssm.transition_cov.double()
     np.testing.assert_allclose((transition @ transition.mT + noise).detach().numpy(), np.eye(4), atol=1e-4)
     assert float(ssm.transition_offset.detach().abs().max()) < 1e-5
+
+
+def test_the_common_scale_is_that_of_the_greatest_likelihood_on_held_out_windows(fitted: LDMFilter) -> None:
+    model = copy.deepcopy(fitted.model_)
+    held_out = Windows(parse(waves(800, 31), expected=fitted.labels_)[0], 100)
+    values = next(held_out.batches(8, shuffle=False))
+
+    def likelihood() -> float:
+        return float(model(values.values, values.observed).log_likelihood.double().sum())
+
+    assert model.scale_covariances(3.0)
+    assert model.scale_covariances(common_scale(model, held_out))
+    assert common_scale(model, held_out) == pytest.approx(1.0, abs=1e-3)
+    best = likelihood()
+    for factor in (0.9, 1.1 / 0.9):
+        model.scale_covariances(factor)
+        assert likelihood() < best - 1.0
 
 
 def test_diagnosis_reads_well_and_finds_the_periods(fitted: LDMFilter) -> None:

@@ -68,7 +68,7 @@ def diagnose(run: Run, model: LatentFilter, readout: Readout) -> Diagnosis:
     Raises:
         ValueError: nothing observed, or series too short for the autocorrelation.
     """
-    nis = normalised_innovations(run)[run.seen]
+    nis = normalised_innovations(run.measurements, run.result.projected, run.seen)[run.seen]
     m = run.measurements.mean.shape[-1]
     mean, std = observation_moments(model, readout, run.result.predicted)
     values, observed = run.sequences.values.cpu(), run.sequences.observed.cpu()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm_filter.data.scaling import statistics
 from ldm_filter.data.windows import Windows, split
+from ldm_filter.estimator.inference import normalised_innovations
 from ldm_filter.metrics import covariance_regression
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "beliefs",
     "build",
+    "common_scale",
     "finish",
     "fit_observation_readout",
     "initialise",
@@ -134,16 +136,38 @@ def run_training(model: LatentFilter, objective: Objective, plan: Plan, options:
 
 
 @torch.no_grad()
-def finish(model: LatentFilter, sequences: Sequences) -> None:
-    """Measure what missing channels cost, fix the gauge (zero mean, unit variance of every latent), bring the state to canonical form."""
-    values, observed = _rows(sequences, 5000)
+def finish(model: LatentFilter, plan: Plan) -> None:
+    """Measure what missing channels cost, and the common scale of Q and R; fix the gauge (zero mean, unit variance of every latent), bring the
+    state to canonical form."""
+    values, observed = _rows(plan.training.sequences, 5000)
     _fit_missing(model, values, observed.flatten(1).all(-1))
+    if plan.validation is not None:
+        model.scale_covariances(common_scale(model, plan.validation))
     if model.dynamics.learned_observation:
         device = model.encoder.center.device
         measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))
         model.centre()
         model.fix_gauge(torch.zeros_like(measurements.mean[0, 0]), measurements.mean[seen].std(0))
         model.canonicalise()
+
+
+@torch.no_grad()
+def common_scale(model: LatentFilter, windows: Windows) -> float:
+    """The maximum-likelihood factor of Q, R and P_0 together, with all else as it is: mean NIS / m over the steps of windows.
+
+        c = argmax sum_t log N(e_t; 0, c S_t) = mean_t (e_t' S_t^-1 e_t) / m
+
+    On held-out windows: an encoder fits the noise of those that it was trained on, so that its innovations are larger on others.
+    """
+    total, count = 0.0, 0
+    device = model.encoder.center.device
+    for batch in windows.batches(64, shuffle=False):
+        context = Context(*(None if part is None else part.to(device) for part in batch.context))
+        measurements, seen = model.encode(batch.values.to(device), batch.observed.to(device))
+        projected = model.dynamics.filter(measurements, seen, context).projected
+        total += float(normalised_innovations(measurements, projected, seen)[seen].sum())
+        count += int(seen.sum())
+    return total / max(count, 1)
 
 
 @torch.no_grad()

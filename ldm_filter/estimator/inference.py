@@ -69,18 +69,19 @@ def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, 
         fields[f"{name}_mean"] = (("series", "time", dim), gaussian.mean)
         fields[f"{name}_cov"] = (("series", "time", dim, f"{dim}_aux"), gaussian.cov)
     fields["log_likelihood"] = (("series", "time"), result.log_likelihood)
-    fields["nis"] = (("series", "time"), normalised_innovations(run))
+    nis = normalised_innovations(run.measurements, result.projected, run.seen)
+    fields["nis"] = (("series", "time"), nis.to(result.log_likelihood.dtype))
     mean, std = observation_moments(model, readout, result.filtered if run.smoothed is None else run.smoothed)
     dims = ("series", "time", *run.labels.event_dims)
     return fields | {"reconstruction_mean": (dims, mean), "reconstruction_std": (dims, std)}
 
 
 @torch.no_grad()
-def normalised_innovations(run: Run) -> Tensor:
-    """NIS / m = e' S^-1 e / m, ``(B, T)``, mean 1 where the model is consistent; NaN where nothing is observed."""
-    innovation = (run.measurements.mean - run.result.projected.mean).double()
-    white = whiten(cholesky(run.result.projected.cov.double()), innovation)
-    return white.square().mean(-1).masked_fill(~run.seen, torch.nan).to(run.result.log_likelihood.dtype)
+def normalised_innovations(measurements: Gaussian, projected: Gaussian, seen: Tensor) -> Tensor:
+    """NIS / m = e' S^-1 e / m, ``(B, T)`` in float64, mean 1 where the model is consistent; NaN where nothing is observed."""
+    innovation = (measurements.mean - projected.mean).double()
+    white = whiten(cholesky(projected.cov.double()), innovation)
+    return white.square().mean(-1).masked_fill(~seen, torch.nan)
 
 
 @torch.no_grad()

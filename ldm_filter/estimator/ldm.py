@@ -125,7 +125,7 @@ class LDMFilter(Queries):
         objective = Objective(resolve_objective(self.objective, self.noise, square), self.mutual_information)
         self.history_ = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
         model.eval()
-        fitting.finish(model, plan.training.sequences)
+        fitting.finish(model, plan)
         self.model_ = model
         self.labels_ = labels
         self.readout_ = fitting.fit_observation_readout(model, plan, self.readout, self.seed)

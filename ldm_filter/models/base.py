@@ -138,6 +138,10 @@ class Dynamics(nn.Module):
         """Fold z <- (z - mean) / std into the observation model."""
         raise ValueError(f'the gauge needs observation="learned"; a fixed [I 0] holds the scale already ({type(self).__name__})')
 
+    def scale_covariances(self, factor: float) -> bool:
+        """Multiply Q and the initial covariance by a factor; returns False, with nothing changed, where this kind of dynamics cannot."""
+        return False
+
     def canonicalise(self) -> Tensor:
         """Bring the state to its canonical form; returns T ``(n, n)``, new state = T old state."""
         raise ValueError(

@@ -147,6 +147,14 @@ class LinearDynamics(Dynamics):
         self.observation_offset.sub_(mean).div_(std)
 
     @torch.no_grad()
+    def scale_covariances(self, factor: float) -> bool:
+        """Q <- factor Q, P_0 <- factor P_0."""
+        ssm = self.exact()
+        initial = ssm.initial._replace(cov=factor * ssm.initial.cov)
+        self.set_matrices(ssm._replace(transition_cov=factor * ssm.transition_cov, initial=initial))
+        return True
+
+    @torch.no_grad()
     def canonicalise(self) -> Tensor:
         """Bring the state to its canonical form, see :func:`~ldm_filter.models.canonical.canonical_transform`."""
         if not self.learned_observation:

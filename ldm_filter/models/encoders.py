@@ -45,6 +45,7 @@ class Encoder(nn.Module):
     shift: Tensor
     gain: Tensor
     missing_cov: Tensor
+    noise_scale: Tensor
 
     def __init__(self, event_shape: Sequence[int], latent_dim: int, network: str | nn.Module = "auto", noise: str = "constant") -> None:
         super().__init__()
@@ -59,12 +60,13 @@ class Encoder(nn.Module):
         self.register_buffer("scale", torch.ones(self.event_shape))
         self.register_buffer("shift", torch.zeros(latent_dim))
         self.register_buffer("gain", torch.ones(latent_dim))
+        self.register_buffer("noise_scale", torch.ones(()))
         places = size if len(self.event_shape) == 1 else 1
         self.register_buffer("missing_cov", torch.zeros(places, latent_dim, latent_dim))
 
     def forward(self, values: Tensor, observed: Tensor) -> Gaussian:
         normalised, missing = self.normalise(values, observed)
-        cov = self.noise(normalised, missing) * self.gain[:, None] * self.gain
+        cov = self.noise(normalised, missing) * self.gain[:, None] * self.gain * self.noise_scale
         # Not measured before the end of training: until then a constant R stays one for all, and the filter's covariances are shared.
         if missing is not None and bool(self.missing_cov.any()):
             cov = cov + torch.einsum("btc,cij->btij", self._absence(missing), self.missing_cov)
@@ -178,6 +180,12 @@ class Encoder(nn.Module):
         self.shift.add_(mean / self.gain)
         self.gain.div_(std)
         self.missing_cov.div_(std[:, None] * std)
+
+    @torch.no_grad()
+    def scale_covariances(self, factor: float) -> None:
+        """R <- factor R, of whole and of partial observations."""
+        self.noise_scale.mul_(factor)
+        self.missing_cov.mul_(factor)
 
 
 class ConstantNoise(nn.Module):

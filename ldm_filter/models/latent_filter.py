@@ -105,6 +105,23 @@ class LatentFilter(nn.Module):
         self.encoder.rescale(mean, std)
 
     @torch.no_grad()
+    def scale_covariances(self, factor: float) -> bool:
+        """Multiply Q, R and the initial covariance by one factor: gains and means stay, every covariance is multiplied, NIS divided by it.
+
+        Returns:
+            False, with nothing changed, where the dynamics cannot.
+
+        Raises:
+            ValueError: a factor that is not positive and finite.
+        """
+        if not 0.0 < factor < float("inf"):
+            raise ValueError(f"factor is {factor}, expected a positive finite number")
+        scaled = self.dynamics.scale_covariances(factor)
+        if scaled:
+            self.encoder.scale_covariances(factor)
+        return scaled
+
+    @torch.no_grad()
     def canonicalise(self) -> Tensor:
         """Bring the state to its canonical form (see :func:`~ldm_filter.models.canonical.canonical_transform`).
 

@@ -184,3 +184,19 @@ def test_every_parameter_learns(noise: str, choices: dict[str, str]) -> None:
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name
         assert not torch.equal(parameter, start[name]), name
+
+
+@pytest.mark.parametrize("noise", ["constant", "input"])
+def test_one_scale_for_every_covariance_moves_no_mean(noise: str) -> None:
+    """Q, R and P_0 times c: the same gains, covariances times c, NIS divided by c, also where channels are missing."""
+    model = filter_of(noise=noise)
+    values, observed = data()
+    model.encoder.fit_missing(values[0], observed[0])
+    before = model(values, observed)
+    assert model.scale_covariances(1.7)
+    after = model(values, observed)
+    for name in ("predicted", "filtered", "projected"):
+        close(getattr(after, name).mean, getattr(before, name).mean, 1e-7)
+        close(getattr(after, name).cov, 1.7 * getattr(before, name).cov, 1e-7)
+    with pytest.raises(ValueError, match="factor is nan, expected a positive"):
+        model.scale_covariances(float("nan"))
