@@ -162,11 +162,17 @@ class Estimate(NamedTuple):
 
 
 def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
-    """All figures of a filter: affine read-out of the position with covariance, fitted on read-out sequences, judged on test sequences."""
+    """All figures of a filter: affine read-out of the position with covariance, fitted on read-out sequences, judged on test sequences.
+
+    Those that end in ``_turned`` are of the covariance that depends on the position (`ldm_filter.metrics.covariance_regression`).
+    """
     fit = metrics.affine_fit(readout.mean, data.readout.position)
-    mean = fit.apply(test.mean)
-    cov = metrics.decoded_covariance(fit.matrix, test.cov, fit.residual_cov, reference=readout.cov)
+    mean, known = fit.apply(test.mean), fit.apply(readout.mean)
+    cov, known_cov = (metrics.decoded_covariance(fit.matrix, part.cov, fit.residual_cov, reference=readout.cov) for part in (test, readout))
+    turned = metrics.covariance_regression(known, data.readout.position - known, known_cov).apply(mean, cov)
     figures = _accuracy(mean, data) | metrics.scores(mean, cov, data.test.position)
+    of_turned = metrics.scores(mean, turned, data.test.position)
+    figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
     if data.settings.mlp:
         figures["mlp_r2"] = _mlp_r2(readout.mean, test.mean, data)
     if test.nis is not None:

@@ -32,11 +32,20 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("coverage50", "in 50 %", ".3f"),
     ("coverage80", "in 80 %", ".3f"),
     ("coverage95", "in 95 %", ".3f"),
+    ("coverage50_turned", "in 50 %, turned", ".3f"),
+    ("coverage95_turned", "in 95 %, turned", ".3f"),
     ("nll", "NLL", ".2f"),
+    ("nll_turned", "NLL, turned", ".2f"),
     ("crps", "CRPS", ".4f"),
     ("noise_corr", "corr(R, v)", ".3f"),
     ("fit_seconds", "fit, s", ".0f"),
     ("r2_at_60s", "R² within 60 s", ".4f"),
+)
+SUMMARY_COLUMNS = (
+    ("coverage95", "in 95 % ellipse", ".3f"),
+    ("coverage95_turned", "in 95 %, turned", ".3f"),
+    ("nis", "NIS / m", ".2f"),
+    ("fit_seconds", "fit, s", ".0f"),
 )
 PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95")
 
@@ -69,11 +78,11 @@ def summary_table(rows: Sequence[Row], commit: str) -> str:
         name = f"`{task}`" + ("" if budget == "cpu" else f", budget {budget}") + _mark(group, commit)
         cells = [name, _figure(ours, "r2", ".4f"), _figure(best, "r2", ".4f"), _figure(oracle, "r2", ".4f")]
         quoted = [row.r2 for row in PUBLISHED.get(task, ()) if row.name.startswith("paper") and "re-run" not in row.name]
-        cells += [" / ".join(quoted), _figure(ours, "coverage95", ".3f"), _figure(ours, "nis", ".2f"), _figure(ours, "fit_seconds", ".0f")]
+        cells += [" / ".join(quoted), *(_figure(ours, key, form) for key, _, form in SUMMARY_COLUMNS)]
         lines.append(cells)
     if not lines:
         return NOTHING
-    heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", "in 95 % ellipse", "NIS / m", "fit, s"]
+    heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", *(head for _, head, _ in SUMMARY_COLUMNS)]
     every = [row for row in records.newest(rows) if row["budget"] != "smoke"]
     return f"{_markdown(heads, lines)}\n\n{_footer(every, commit)}"
 

@@ -258,7 +258,7 @@ def test_the_common_scale_is_that_of_the_greatest_likelihood_on_held_out_windows
     values = next(held_out.batches(8, shuffle=False))
 
     def likelihood() -> float:
-        return float(model(values.values, values.observed).log_likelihood.double().sum())
+        return float(model(values.values, values.observed).log_likelihood.detach().double().sum())
 
     assert model.scale_covariances(3.0)
     assert model.scale_covariances(common_scale(model, held_out))
