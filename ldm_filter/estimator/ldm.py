@@ -150,7 +150,7 @@ class LDMFilter(Queries):
         Raises:
             ValueError: lengths of data and targets differ, or an unknown kind or covariance.
         """
-        settings.check_choice("covariance", covariance)
+        settings.check_choice("covariance", covariance, settings.READOUT_COVARIANCES)
         run = self._run(data)
         wanted, labels = parse(targets, dtype=self.dtype, name="targets")
         if wanted.values.shape[:2] != run.sequences.values.shape[:2] or not torch.equal(wanted.lengths, run.sequences.lengths):

@@ -41,8 +41,8 @@ CHOICES = {
     "readout": ("auto", "linear", "mlp"),
     "transition_cov": ("full", "diagonal"),
     "observation": ("learned", "selector"),
-    "covariance": ("constant", "state-dependent"),  # of fit_readout
 }
+READOUT_COVARIANCES = ("constant", "state-dependent")
 
 
 def check(params: dict[str, Any]) -> None:
@@ -51,9 +51,8 @@ def check(params: dict[str, Any]) -> None:
     Raises:
         ValueError, TypeError: naming the argument, what it is and what is expected.
     """
-    for name in CHOICES:
-        if name in params:
-            check_choice(name, params[name])
+    for name, allowed in CHOICES.items():
+        check_choice(name, params[name], allowed)
     resolve_objective(params["objective"], params["noise"], square=True)  # whether it is square shows with the data
     check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
     if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
@@ -67,10 +66,10 @@ def check(params: dict[str, Any]) -> None:
         raise ValueError(f"mask_rate is {params['mask_rate']}, expected a share in [0, 1)")
 
 
-def check_choice(name: str, value: Any) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse what is not among the choices of an argument."""
-    if value not in CHOICES[name]:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, CHOICES[name]))}")
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
 def check_counts(**counts: int | None) -> None:
