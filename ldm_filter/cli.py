@@ -75,7 +75,7 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("state_dim", int, 4, "size of the latent state; a motion that holds k frequencies needs 2 k"),
     ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
     ("encoder", str, "auto", "auto, mlp or conv (for frames)"),
-    ("dynamics", str, "linear", "linear"),
+    ("dynamics", str, "linear", "linear, or continuous for irregular times"),
     ("noise", str, "constant", "of the measurement: constant, or input (a network of the observation: noisy ones count for less)"),
     ("objective", str, "auto", "entropy estimator: auto, log-det, conditional-log-det, knn, kde, jacobian or stop-gradient"),
     ("mutual_information", bool, True, "maximise F_MI (true) or F_LDM (false)"),

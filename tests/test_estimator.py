@@ -313,7 +313,7 @@ def test_bad_parameters_are_named(params: dict[str, object], message: str) -> No
 def test_bad_calls_are_named(fitted: LDMFilter) -> None:
     with pytest.raises(ValueError, match="not fitted yet"):
         LDMFilter(state_dim=2).filter(waves(10))
-    with pytest.raises(ValueError, match="inputs are given"):
+    with pytest.raises(ValueError, match="`inputs` are given"):
         fitted.forecast(frame(10), 2, inputs=np.zeros(3))
     with pytest.raises(ValueError, match="horizon is 0"):
         fitted.forecast(frame(10), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ldm_filter.data.io import read, write
 from ldm_filter.data.labels import describe, from_description, parse
+from ldm_filter.data.merge import merge
 from ldm_filter.data.results import estimate_output, forecast_output, to_dataset
 from ldm_filter.data.scaling import statistics
 from ldm_filter.data.times import future_times, median_step, seconds
@@ -17,6 +18,7 @@ __all__ = [
     "from_description",
     "future_times",
     "median_step",
+    "merge",
     "parse",
     "read",
     "seconds",

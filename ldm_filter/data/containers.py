@@ -17,7 +17,7 @@ import xarray as xr
 
 from ldm_filter.data.times import check_times
 
-__all__ = ["ACCEPTED", "Opened", "channel_name", "default_names", "open_container"]
+__all__ = ["ACCEPTED", "Opened", "channel_name", "default_names", "given_times", "open_container"]
 
 ACCEPTED = (
     "a NumPy array or torch tensor (time,), (time, channel), (series, time, channel), (series, time, y, x[, colour]); a pandas DataFrame or Series; "
@@ -101,9 +101,31 @@ def open_container(data: Any, name: str, rank: int | None, single: bool = False)
         return _open_dataarray(data, name, single, "dataarray")
     if isinstance(data, xr.Dataset):
         return _open_dataset(data, name, single)
-    hint = f"; a dict of series becomes a list by list({name}.values())" if isinstance(data, dict) else ""
+    hint = f"; several sensors become one frame by ldm_filter.data.merge({name}), several series a list by list({name}.values())"
+    hint = hint if isinstance(data, dict) else ""
     hint = f"; make numbers an array by np.asarray({name})" if isinstance(data, int | float) else hint
     raise TypeError(f"`{name}` is of type {type(data).__name__}, expected {ACCEPTED}{hint}.")
+
+
+def given_times(times: Any, opened: Opened, name: str) -> list[pd.Index]:
+    """Time stamps that come beside an array, one index per block, checked.
+
+    Raises:
+        TypeError, ValueError: the container has an index of its own; a wrong number of stamps; stamps that do not increase.
+    """
+    if opened.kind not in ("array", "tensor"):
+        raise ValueError(f"`times` are given, but `{name}` has times of its own; leave `times` out")
+    per_series = isinstance(times, list | tuple) and len(times) > 0 and np.ndim(times[0]) == 1
+    rows = list(times) if per_series or np.ndim(times) == 2 else [times] * len(opened.blocks)
+    if len(rows) > len(opened.blocks):  # an array of many series: a block for each
+        opened.blocks = [block[None] for blocks in opened.blocks for block in blocks]
+    if len(rows) != len(opened.blocks):
+        raise ValueError(f"`times` holds {len(rows)} series of stamps, `{name}` {len(opened.blocks)}; give one for each, or one for all")
+    found = [check_times(row if isinstance(row, pd.Index) else pd.Index(np.asarray(row)), "times") for row in rows]
+    for index, block in zip(found, opened.blocks, strict=True):
+        if len(index) != block.shape[1]:
+            raise ValueError(f"`times` has {len(index)} stamps, `{name}` {block.shape[1]} steps; give one stamp per step")
+    return found
 
 
 def _is_real(dtype: Any) -> bool:

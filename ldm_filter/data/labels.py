@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm_filter.data.containers import ACCEPTED, Opened, default_names, open_container
+from ldm_filter.data.containers import ACCEPTED, Opened, default_names, given_times, open_container
 from ldm_filter.data.times import median_step, time_kind
 from ldm_filter.types import Labels, Sequences
 
@@ -19,7 +19,13 @@ __all__ = ["describe", "from_description", "parse"]
 
 
 def parse(
-    data: Any, *, expected: Labels | None = None, min_steps: int = 1, dtype: torch.dtype = torch.float32, name: str = "data"
+    data: Any,
+    *,
+    expected: Labels | None = None,
+    min_steps: int = 1,
+    dtype: torch.dtype = torch.float32,
+    name: str = "data",
+    times: Any = None,
 ) -> tuple[Sequences, Labels]:
     """Tensors, mask and labels of whatever the user passed.
 
@@ -34,6 +40,7 @@ def parse(
         min_steps: fewest steps that a series may have. Above 1 (in fit) every channel must also be observed somewhere.
         dtype: ``torch.float32`` or ``torch.float64``.
         name: the argument's name for errors.
+        times: for arrays and tensors, which have no index: their time stamps (seconds or dates), ``(time,)`` for all series, or one per series.
 
     Returns:
         Sequences with ``values`` ``(B, T, *event)`` padded to the longest series, and the Labels that results carry again.
@@ -52,6 +59,8 @@ def parse(
     ragged = isinstance(data, list | tuple)
     rank = None if expected is None else len(expected.event_dims)
     opened = _open_list(data, name, rank) if ragged else open_container(data, name, rank)
+    if times is not None:
+        opened.times = given_times(times, opened, name)
     if expected is not None:
         opened = _match(opened, expected, name, "as fitted")
     _check_sizes(opened, name, min_steps, ragged)
@@ -75,12 +84,14 @@ def describe(labels: Labels) -> dict[str, Any]:
         "event_shape": list(labels.attrs["event_shape"]),
         "time_name": labels.time_name,
         "step": labels.attrs["step"],
+        "time_kind": labels.attrs["time_kind"],
     }
 
 
 def from_description(description: dict[str, Any]) -> Labels:
     """The labels that `describe` wrote, without series; for ``expected`` in `parse`."""
     attrs = {"event_shape": tuple(description["event_shape"]), "step": description["step"], "columns": tuple(description["channels"])}
+    attrs["time_kind"] = description.get("time_kind", "numbers")
     channels, event_dims = tuple(description["channels"]), tuple(description["event_dims"])
     return Labels(description["kind"], channels, event_dims, None, (), description["time_name"], False, attrs)
 
@@ -180,7 +191,14 @@ def _labels(opened: Opened, expected: Labels | None, ragged: bool) -> Labels:
     times = tuple(index for block, index in zip(opened.blocks, opened.times, strict=True) for _ in range(block.shape[0]))
     known = [step for step in (median_step(index) for index in opened.times) if step is not None]
     step = float(np.median(known)) if known else (None if expected is None else expected.attrs["step"])
-    attrs = {"event_shape": opened.event_shape, "columns": opened.columns, "step": step, "coords": opened.coords, "user": opened.attrs}
+    attrs = {
+        "event_shape": opened.event_shape,
+        "columns": opened.columns,
+        "step": step,
+        "time_kind": time_kind(opened.times[0]),
+        "coords": opened.coords,
+        "user": opened.attrs,
+    }
     return Labels(opened.kind, opened.names, opened.event_dims, opened.series, times, opened.time_name, ragged, attrs)
 
 

@@ -7,6 +7,7 @@ integers behind a stamp are nanoseconds or microseconds depending on the version
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from ldm_filter.types import Labels
 
-__all__ = ["check_times", "future_times", "median_step", "naive_utc", "seconds", "time_kind", "time_zone"]
+__all__ = ["check_times", "future_times", "intervals", "median_step", "naive_utc", "seconds", "time_kind", "time_zone"]
 
 _CLOCK = {"hours", "minutes", "seconds", "milliseconds", "microseconds"}
 _DAY = pd.Timedelta(days=1)
@@ -47,6 +48,38 @@ def median_step(times: Any) -> float | None:
     """
     elapsed = seconds(times)
     return float(np.median(np.diff(elapsed))) if len(elapsed) > 1 else None
+
+
+def intervals(times: Sequence[pd.Index], step: float) -> np.ndarray | None:
+    """Time from every stamp to the next, in the unit of `seconds`; None where all of them are one ``step``.
+
+    An index that pandas knows as a calendar (months, business days, days of local time) has one step from row to row, however long that is.
+
+    Args:
+        times: an index per series.
+        step: the sampling interval; it also stands at the first stamp and in the padding.
+
+    Returns:
+        ``(series, longest)`` float64, ``(1, longest)`` where all series share one index.
+
+    >>> intervals([pd.Index([0.0, 1.0, 3.5])], 1.0).tolist()
+    [[1.0, 1.0, 2.5]]
+    """
+    distinct = {id(index): index for index in times}
+    rows = [next(iter(distinct.values()))] if len(distinct) == 1 else list(times)
+    found = np.full((len(rows), max(len(index) for index in rows)), step)
+    for row, index in zip(found, rows, strict=True):
+        if not _is_calendar(index):
+            row[1 : len(index)] = np.diff(seconds(index))
+    return None if np.allclose(found, step, rtol=1e-6, atol=0.0) else found
+
+
+def _is_calendar(index: pd.Index) -> bool:
+    """Regular in the sense of a calendar, whose steps differ in length."""
+    if not isinstance(index, pd.DatetimeIndex) or len(index) < 3:
+        return False
+    offset = pd.DatetimeIndex(index, freq="infer").freq if index.freq is None else index.freq
+    return offset is not None and (not isinstance(offset, pd.offsets.Tick) or isinstance(offset, pd.offsets.Day))
 
 
 def time_zone(times: Any) -> str | None:

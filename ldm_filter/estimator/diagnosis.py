@@ -70,7 +70,7 @@ def diagnose(run: Run, model: LatentFilter, readout: Readout) -> Diagnosis:
     """
     nis = normalised_innovations(run.measurements, run.result.projected, run.seen)[run.seen]
     m = run.measurements.mean.shape[-1]
-    mean, std = observation_moments(model, readout, run.result.predicted)
+    mean, std = observation_moments(model, readout, run.result.predicted, run.sequences.context)
     values, observed = run.sequences.values.cpu(), run.sequences.observed.cpu()
     flat = ((values - mean.cpu()) / std.cpu())[observed].abs()
     coverage = {level: float((flat <= math.sqrt(2) * torch.erfinv(torch.tensor(level))).float().mean()) for level in LEVELS}

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from ldm_filter.data.scaling import statistics
 from ldm_filter.data.windows import Windows, split
+from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.inference import normalised_innovations
 from ldm_filter.metrics import covariance_regression
+from ldm_filter.models.affine import AffineDynamics
+from ldm_filter.models.continuous import ContinuousDynamics
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
@@ -60,13 +63,17 @@ class Beliefs(NamedTuple):
     observed: Tensor
 
 
-def build(event_shape: tuple[int, ...], config: dict[str, Any], encoder: str | nn.Module, latent_dim: int, dtype: torch.dtype) -> LatentFilter:
+def build(
+    event_shape: tuple[int, ...], config: dict[str, Any], encoder: str | nn.Module, latent_dim: int, dtype: torch.dtype, input_dim: int = 0
+) -> LatentFilter:
     """The untrained model; starting values come from ``config["seed"]`` alone."""
     generator = torch.Generator().manual_seed(config["seed"])
     with torch.random.fork_rng(devices=[]):  # torch's layers draw their starting values from the global generator
         torch.manual_seed(config["seed"])
         measure = Encoder(event_shape, latent_dim, encoder, config["noise"])
-    dynamics = LinearDynamics(config["state_dim"], latent_dim, config["transition_cov"], config["observation"], generator=generator)
+    kind = ContinuousDynamics if config["dynamics"] == "continuous" else LinearDynamics
+    sizes = config["state_dim"], latent_dim
+    dynamics = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
     return LatentFilter(measure, dynamics).to(dtype)
 
 
@@ -108,13 +115,29 @@ def initialise(model: LatentFilter, sequences: Sequences) -> None:
         return
     pieces = next(Windows(sequences, min(200, int(sequences.lengths.max()))).batches(max(1, 100_000 // 200), shuffle=False))
     measurements, seen = model.encode(pieces.values, pieces.observed)
+    latents = _without_inputs(model, measurements.mean, seen, pieces.context)
+    dt, dynamics = sequences.context.dt, model.dynamics
+    interval = 1.0 if dt is None or not isinstance(dynamics, AffineDynamics) else float(dt[:, 1:].mean()) / dynamics.interval
     try:
-        ssm, measurement_cov = canonical_variates(measurements.mean, seen, model.dynamics.state_dim)
+        ssm, measurement_cov = canonical_variates(latents, seen, dynamics.state_dim)
+        dynamics.start_from(ssm, interval)
     except (ValueError, torch.linalg.LinAlgError):
         return  # too little data for the state's size: the plain start is kept
-    model.dynamics.start_from(ssm)
     if isinstance(model.encoder.noise, ConstantNoise):
         model.encoder.noise.set_covariance(measurement_cov)
+
+
+def _without_inputs(model: LatentFilter, latents: Tensor, seen: Tensor, context: Context) -> Tensor:
+    """Start the feedthrough D by least squares of the latents on the inputs of the same step; what it leaves over."""
+    inputs, dynamics = model.dynamics.standardise(context.inputs), model.dynamics
+    if inputs is None or not isinstance(dynamics, AffineDynamics):
+        return latents
+    inputs = inputs.to(latents)
+    rows = inputs[seen]
+    ridge = 1e-3 * len(rows) * torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    weight = torch.linalg.solve(rows.mT @ rows + ridge, rows.mT @ (latents[seen] - latents[seen].mean(0))).mT
+    dynamics.feedthrough.copy_(weight)
+    return latents - inputs @ weight.mT
 
 
 def run_training(model: LatentFilter, objective: Objective, plan: Plan, options: TrainingOptions) -> History:
@@ -162,7 +185,7 @@ def common_scale(model: LatentFilter, windows: Windows) -> float:
     total, count = 0.0, 0
     device = model.encoder.center.device
     for batch in windows.batches(64, shuffle=False):
-        context = Context(*(None if part is None else part.to(device) for part in batch.context))
+        context = to_device(batch.context, device)
         measurements, seen = model.encode(batch.values.to(device), batch.observed.to(device))
         projected = model.dynamics.filter(measurements, seen, context).projected
         total += float(normalised_innovations(measurements, projected, seen)[seen].sum())
@@ -185,8 +208,8 @@ def beliefs(model: LatentFilter, windows: Windows, most_steps: int = 60_000) -> 
     parts = []
     for piece in index.split(256):
         batch = windows.take(piece)
-        context = Context(*(None if part is None else part.to(device) for part in batch.context))
-        predicted = model(batch.values.to(device), batch.observed.to(device), context).predicted
+        context = to_device(batch.context, device)
+        predicted = model.with_inputs(model(batch.values.to(device), batch.observed.to(device), context).predicted, context)
         rows = (predicted.mean.cpu(), predicted.cov.cpu(), batch.values.flatten(2), batch.observed.flatten(2))
         parts.append(tuple(row[:, 1:] for row in rows))  # the first prediction is the initial belief, whatever the data
     mean, covs, targets, observed = zip(*parts, strict=True)

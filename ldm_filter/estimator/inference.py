@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_filter.core.linalg import cholesky, whiten
+from ldm_filter.estimator.context import to_device
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.types import Context, FilterResult, Gaussian, Labels, Sequences
@@ -36,7 +37,7 @@ def run_filter(model: LatentFilter, sequences: Sequences, labels: Labels, smooth
     device = model.encoder.center.device
     batch = max(1, sequences.values.shape[0])
     values, observed = sequences.values.to(device), sequences.observed.to(device)
-    context = Context(*(None if part is None else part.to(device) for part in sequences.context))
+    context = to_device(sequences.context, device)
     chunks = list(model.filter_chunks(values, observed, max(1, CHUNK_STEPS // batch), context))
     measurements = _join_gaussians([chunk[0] for chunk in chunks])
     seen = torch.cat([chunk[1] for chunk in chunks], dim=1)
@@ -71,7 +72,7 @@ def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, 
     fields["log_likelihood"] = (("series", "time"), result.log_likelihood)
     nis = normalised_innovations(run.measurements, result.projected, run.seen)
     fields["nis"] = (("series", "time"), nis.to(result.log_likelihood.dtype))
-    mean, std = observation_moments(model, readout, result.filtered if run.smoothed is None else run.smoothed)
+    mean, std = observation_moments(model, readout, result.filtered if run.smoothed is None else run.smoothed, run.sequences.context)
     dims = ("series", "time", *run.labels.event_dims)
     return fields | {"reconstruction_mean": (dims, mean), "reconstruction_std": (dims, std)}
 
@@ -85,9 +86,9 @@ def normalised_innovations(measurements: Gaussian, projected: Gaussian, seen: Te
 
 
 @torch.no_grad()
-def observation_moments(model: LatentFilter, readout: Readout, belief: Gaussian) -> tuple[Tensor, Tensor]:
+def observation_moments(model: LatentFilter, readout: Readout, belief: Gaussian, context: Context) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the observation given a belief about the state, ``(B, T, *event)`` in the data's units."""
-    mean, var = readout.moments(belief)
+    mean, var = readout.moments(model.with_inputs(belief, context))
     event = model.encoder.event_shape
     std = var.clamp_min(0.0).sqrt().expand_as(mean)
     scale = model.encoder.scale

@@ -11,11 +11,12 @@ from torch import nn
 
 from ldm_filter.data.labels import parse
 from ldm_filter.estimator import fitting, settings
+from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.queries import Queries
 from ldm_filter.models.readout import fit_readout, split_off
 from ldm_filter.objectives.objective import Objective, resolve_objective
 from ldm_filter.training import TrainingOptions
-from ldm_filter.types import Gaussian, Sequences
+from ldm_filter.types import Context, Gaussian, Sequences
 
 __all__ = ["LDMFilter"]
 
@@ -30,7 +31,8 @@ class LDMFilter(Queries):
         state_dim: n, the size of the latent state. A motion that holds k frequencies needs 2 k.
         latent_dim: m, the size of the encoder's output; default the state's, at most the number of entries of one observation.
         encoder: ``"auto"``, ``"mlp"``, ``"conv"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
-        dynamics: ``"linear"``.
+        dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
+            equation, for irregular times.
         noise: ``"constant"`` measurement covariance, or ``"input"``: a network of the observation, so noisy frames count for less.
         objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"knn"``, ``"kde"``, ``"jacobian"`` (exact,
             for as many latents as channels) or ``"stop-gradient"``.
@@ -89,6 +91,8 @@ class LDMFilter(Queries):
         data: Any,
         inputs: Any = None,
         validation: Any = 0.1,
+        validation_inputs: Any = None,
+        times: Any = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         progress: bool = True,
@@ -99,8 +103,10 @@ class LDMFilter(Queries):
         Args:
             data: ndarray ``(time, channel)``, ``(series, time, channel)`` or ``(series, time, y, x[, colour])``, tensor, DataFrame,
                 DataArray, Dataset, or a list of them with unequal lengths. NaN means missing.
-            inputs: known controls; not built yet.
-            validation: held-out data, the share of ``data`` to hold out, or None.
+            inputs: known controls and exogenous series, a container like the data with a row per step (matched by time stamp where both have
+                one); one series may serve all. They drive the state and the observation: h_t = A h_{t-1} + B u_t + w, z_t = C h_t + D u_t + v.
+            validation: held-out data, the share of ``data`` to hold out, or None. validation_inputs: the inputs beside held-out data.
+            times: of an array or tensor, its stamps ``(time,)`` in seconds or dates, or one such per series.
             epochs: default 20, more for small data (so that there are 600 updates). batch_size: windows; default up to 32.
             progress: show a bar. log_path: a JSONL file, one line per epoch.
 
@@ -112,32 +118,38 @@ class LDMFilter(Queries):
             CollapseError: training could not be kept from a collapse.
         """
         settings.check(self.get_params())
-        settings.refuse_inputs(inputs)
         settings.check_counts(epochs=epochs, batch_size=batch_size)
-        sequences, labels = parse(data, min_steps=2, dtype=self.dtype)
+        sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
+        self.labels_, self.input_labels_ = labels, None
+        if inputs is not None:
+            known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
+            sequences = sequences._replace(context=Context(inputs=known.past))
         event_shape = tuple(sequences.values.shape[2:])
         latent_dim = self.latent_dim or min(self.state_dim, int(np.prod(event_shape)))
-        model = fitting.build(event_shape, self.get_params(), self.encoder, latent_dim, self.dtype)
-        held_out = validation if validation is None or isinstance(validation, float) else self._parse(validation, labels, "validation")[0]
+        input_dim = 0 if self.input_labels_ is None else len(self.input_labels_.channels)
+        model = fitting.build(event_shape, self.get_params(), self.encoder, latent_dim, self.dtype, input_dim)
+        self.model_ = model
+        sequences = fit_context(model.dynamics, sequences, labels)
+        given = validation is not None and not isinstance(validation, float)
+        held_out = self._read(validation, validation_inputs, name="validation")[0] if given else validation
         plan = fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed)
         fitting.initialise(model, plan.training.sequences)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
         objective = Objective(resolve_objective(self.objective, self.noise, square), self.mutual_information)
         self.history_ = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
-        model.eval()
-        fitting.finish(model, plan)
-        self.model_ = model
-        self.labels_ = labels
+        fitting.finish(model.eval(), plan)
         self.readout_ = fitting.fit_observation_readout(model, plan, self.readout, self.seed)
         self.target_readout_ = None
         self.target_names_ = []
         return self
 
-    def fit_readout(self, data: Any, targets: Any, kind: str | None = None, covariance: str = "constant") -> LDMFilter:
+    def fit_readout(
+        self, data: Any, targets: Any, kind: str | None = None, covariance: str = "constant", inputs: Any = None, times: Any = None
+    ) -> LDMFilter:
         """Fit a supervised read-out of physical quantities; ``filter`` and ``smooth`` then also give ``target_mean`` and ``target_cov``.
 
         Args:
-            data: as for ``filter``.
+            data, inputs, times: as for ``filter``.
             targets: container of the same length(s), ``(time, target)`` per series; NaN where unknown.
             kind: ``"linear"``, ``"mlp"`` or ``"auto"``; default that of the model.
             covariance: of what the read-out cannot explain. ``"constant"``: one for all steps, beside the filter's own.
@@ -151,13 +163,13 @@ class LDMFilter(Queries):
             ValueError: lengths of data and targets differ, or an unknown kind or covariance.
         """
         settings.check_choice("covariance", covariance, settings.READOUT_COVARIANCES)
-        run = self._run(data)
+        run = self._run(data, inputs, times)
         wanted, labels = parse(targets, dtype=self.dtype, name="targets")
         if wanted.values.shape[:2] != run.sequences.values.shape[:2] or not torch.equal(wanted.lengths, run.sequences.lengths):
             raise ValueError(
                 f"targets have (series, time) {tuple(wanted.values.shape[:2])}, data {tuple(run.sequences.values.shape[:2])}; give one row per step"
             )
-        belief = Gaussian(*(part.cpu() for part in run.result.filtered))
+        belief = Gaussian(*(part.cpu() for part in self._model().with_inputs(run.result.filtered, run.sequences.context)))
         values, observed = wanted.values.flatten(2), wanted.observed.flatten(2)
         fitted = fit_readout(belief, values, observed, kind or self.readout)
         if covariance == "state-dependent":

@@ -13,11 +13,12 @@ from ldm_filter.checkpoint import load_checkpoint, save_checkpoint
 from ldm_filter.data.labels import parse
 from ldm_filter.data.results import to_dataset
 from ldm_filter.estimator import settings
+from ldm_filter.estimator.context import Inputs, known_inputs, timed
 from ldm_filter.estimator.inference import Run, result_fields, run_filter
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.training import History
-from ldm_filter.types import Labels, Sequences
+from ldm_filter.types import Context, Labels, Sequences
 
 __all__ = ["Parameters"]
 
@@ -30,6 +31,7 @@ class Parameters:
     dtype: torch.dtype
     model_: LatentFilter
     labels_: Labels
+    input_labels_: Labels | None
     history_: History
     readout_: Readout
     target_readout_: Readout | None
@@ -81,19 +83,26 @@ class Parameters:
             raise ValueError("this LDMFilter is not fitted yet; call fit(data) or LDMFilter.load(path) first")
         return self.model_
 
-    def _parse(self, data: Any, expected: Labels, name: str = "data") -> tuple[Sequences, Labels]:
-        return parse(data, expected=expected, dtype=self.dtype, name=name)
+    def _read(
+        self, data: Any, inputs: Any = None, times: Any = None, horizon: int = 0, name: str = "data"
+    ) -> tuple[Sequences, Labels, Inputs | None]:
+        """Data as fitted, with time steps and inputs; and the inputs apart, with those of the horizon."""
+        sequences, labels = parse(data, expected=self.labels_, dtype=self.dtype, name=name, times=times)
+        known = known_inputs(inputs, labels, sequences, self.input_labels_, horizon)
+        if known is not None:
+            sequences = sequences._replace(context=Context(inputs=known.past))
+        return timed(sequences, labels, self.labels_, self._model().dynamics.uses_time), labels, known
 
-    def _run(self, data: Any, smooth: bool = False) -> Run:
+    def _run(self, data: Any, inputs: Any = None, times: Any = None, smooth: bool = False) -> Run:
         model = self._model()
-        return run_filter(model, *self._parse(data, self.labels_), smooth=smooth)
+        return run_filter(model, *self._read(data, inputs, times)[:2], smooth=smooth)
 
     def _dataset(self, run: Run) -> Any:
         fields = result_fields(run, self.readout_, self._model())
         coords = {}
         if self.target_readout_ is not None:
             belief = run.result.filtered if run.smoothed is None else run.smoothed
-            fields |= settings.target_fields(self.target_readout_, belief)
+            fields |= settings.target_fields(self.target_readout_, self._model().with_inputs(belief, run.sequences.context))
             coords = {"target": self.target_names_, "target_aux": self.target_names_}
         return to_dataset(fields, run.sequences, run.labels, self._attrs(), coords)
 

@@ -11,12 +11,13 @@ from filterpy.kalman import KalmanFilter
 
 from ldm_filter.data.results import forecast_output, to_dataset
 from ldm_filter.estimator import settings
+from ldm_filter.estimator.context import future_context, to_device
 from ldm_filter.estimator.diagnosis import Diagnosis, diagnose
 from ldm_filter.estimator.handover import as_filterpy
-from ldm_filter.estimator.inference import last_belief, observation_moments, result_fields
+from ldm_filter.estimator.inference import last_belief, observation_moments, result_fields, run_filter
 from ldm_filter.estimator.parameters import Parameters
 from ldm_filter.online import OnlineFilter
-from ldm_filter.types import Gaussian
+from ldm_filter.types import Context, Gaussian
 
 __all__ = ["Queries"]
 
@@ -24,8 +25,13 @@ __all__ = ["Queries"]
 class Queries(Parameters):
     """The methods of :class:`~ldm_filter.LDMFilter` that need a fitted model."""
 
-    def filter(self, data: Any) -> Any:
+    def filter(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
         """Filtered, predicted and projected beliefs at every step.
+
+        Args:
+            data: as for ``fit``: the same channels, any number and length of series.
+            inputs: known controls of the same steps, where the model was fitted with them.
+            times: of an array or tensor, its stamps: seconds or dates as in the fit.
 
         Returns:
             xarray.Dataset (a list of them for a list): ``filtered_mean``, ``filtered_cov``, the same for ``predicted`` and (in the latent)
@@ -35,13 +41,13 @@ class Queries(Parameters):
         Raises:
             ValueError, TypeError: data unlike that of ``fit``, or not fitted yet.
         """
-        return self._dataset(self._run(data))
+        return self._dataset(self._run(data, inputs, times))
 
-    def smooth(self, data: Any) -> Any:
+    def smooth(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
         """As :meth:`filter`, with ``smoothed_mean`` and ``smoothed_cov``; the reconstruction is then that of the smoothed states."""
-        return self._dataset(self._run(data, smooth=True))
+        return self._dataset(self._run(data, inputs, times, smooth=True))
 
-    def forecast(self, data: Any, horizon: int, levels: Series[float] = (0.8, 0.95), inputs: Any = None) -> Any:
+    def forecast(self, data: Any, horizon: int, levels: Series[float] = (0.8, 0.95), inputs: Any = None, times: Any = None) -> Any:
         """The observations 1 to ``horizon`` steps after the data, with prediction intervals.
 
         Returns:
@@ -51,16 +57,18 @@ class Queries(Parameters):
         Raises:
             ValueError: horizon below 1 or a level outside (0, 1).
         """
-        settings.refuse_inputs(inputs)
         settings.check_counts(horizon=horizon)
-        run = self._run(data)
         model = self._model()
+        sequences, labels, known = self._read(data, inputs, times, horizon)
+        run = run_filter(model, sequences, labels)
+        ahead = future_context(model.dynamics, labels, self.labels_, horizon, known)
+        ahead = to_device(ahead, model.encoder.center.device)
         with torch.no_grad():
-            states = model.dynamics.forecast(last_belief(run), horizon)
-            mean, std = observation_moments(model, self.readout_, states)
-        return forecast_output(mean, std, levels, run.labels)
+            states = model.dynamics.forecast(last_belief(run), horizon, ahead)
+            mean, std = observation_moments(model, self.readout_, states, ahead)
+        return forecast_output(mean, std, levels, labels)
 
-    def sample(self, data: Any = None, num_paths: int = 1, steps: int | None = None, seed: int = 0) -> Any:
+    def sample(self, data: Any = None, num_paths: int = 1, steps: int | None = None, seed: int = 0, inputs: Any = None, times: Any = None) -> Any:
         """Draw paths: of the posterior given data, or of the prior for ``steps`` steps without.
 
         Returns:
@@ -76,55 +84,63 @@ class Queries(Parameters):
         generator = torch.Generator(device=model.encoder.center.device).manual_seed(seed)
         with torch.no_grad():
             if data is None:
-                paths = model.dynamics.prior_paths(int(steps or 1), generator, num_paths)
                 nothing = torch.zeros(1, int(steps or 1), *model.encoder.event_shape, dtype=self.dtype)
-                sequences, labels = self._parse(nothing, self.labels_)
-                labels = labels._replace(series=None)
+                sequences, labels, _ = self._read(nothing, inputs, times)
+                labels, context = labels._replace(series=None), to_device(sequences.context, generator.device)
+                paths = model.dynamics.prior_paths(int(steps or 1), generator, num_paths, context)
             else:
-                run = self._run(data)
-                sequences, labels = run.sequences, run.labels
-                paths = model.dynamics.posterior_paths(run.result, generator, num_paths, run.sequences.context)
-            observations = settings.observation_draws(model, self.readout_, paths, generator)
+                run = self._run(data, inputs, times)
+                sequences, labels, context = run.sequences, run.labels, run.sequences.context
+                paths = model.dynamics.posterior_paths(run.result, generator, num_paths, context)
+            observations = settings.observation_draws(model, self.readout_, paths, generator, context)
         fields = {
             "state_paths": (("path", "series", "time", "state"), paths),
             "observation_paths": (("path", "series", "time", *labels.event_dims), observations),
         }
         return to_dataset(fields, sequences, labels, self._attrs())
 
-    def score(self, data: Any) -> float:
+    def score(self, data: Any, inputs: Any = None, times: Any = None) -> float:
         """Mean one-step predictive log-density of the observation, per step and channel, in nats (of the data's units).
 
             1/N sum_{t, c} log N(x_tc; E[x_tc | x_<t], Var[x_tc | x_<t])      over the observed entries
 
         It compares across state sizes and latent scales, which the latent log-likelihood does not.
         """
-        run = self._run(data)
-        mean, std = observation_moments(self._model(), self.readout_, run.result.predicted)
+        run = self._run(data, inputs, times)
+        mean, std = observation_moments(self._model(), self.readout_, run.result.predicted, run.sequences.context)
         seen = run.sequences.observed.to(mean.device)
         values = run.sequences.values.to(mean.device)
         density = torch.distributions.Normal(mean.double(), std.double(), validate_args=False).log_prob(values.double())
         return float(density[seen].mean())
 
-    def encode(self, data: Any) -> Any:
+    def encode(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
         """The encoder's Gaussian measurement of every observation: Dataset with ``latent_mean`` and ``latent_cov``."""
-        run = self._run(data)
+        run = self._run(data, inputs, times)
         fields = result_fields(run, self.readout_, self._model())
         return to_dataset({name: fields[name] for name in ("latent_mean", "latent_cov")}, run.sequences, run.labels, self._attrs())
 
-    def decode(self, states: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the observation at known states ``(..., state)``, in the data's units: ``(..., *event)`` each."""
+    def decode(self, states: Any, inputs: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the observation at known states ``(..., state)`` (and inputs ``(..., input)``, where the model has some), in
+        the data's units: ``(..., *event)`` each.
+        """
         model = self._model()
         exact = torch.as_tensor(np.asarray(states), dtype=self.dtype, device=model.encoder.center.device)
         if exact.ndim < 1 or exact.shape[-1] != self.state_dim:
             raise ValueError(f"states have shape {tuple(exact.shape)}, expected (..., {self.state_dim}); the last dimension is the state")
         flat = exact.reshape(1, -1, self.state_dim)
-        mean, std = observation_moments(model, self.readout_, Gaussian(flat, flat.new_zeros(1, 1, self.state_dim, self.state_dim)))
+        known = None if inputs is None else torch.as_tensor(np.asarray(inputs), device=flat.device).reshape(1, flat.shape[1], -1)
+        if known is None and self.input_labels_ is not None:
+            raise ValueError(
+                f"`inputs` is None, but the model was fitted with inputs {list(self.input_labels_.channels)}; pass them for these states"
+            )
+        exactly = Gaussian(flat, flat.new_zeros(1, 1, self.state_dim, self.state_dim))
+        mean, std = observation_moments(model, self.readout_, exactly, Context(inputs=known))
         shape = (*exact.shape[:-1], *model.encoder.event_shape)
         return mean.reshape(shape).cpu().numpy(), std.reshape(shape).cpu().numpy()
 
-    def diagnose(self, data: Any) -> Diagnosis:
+    def diagnose(self, data: Any, inputs: Any = None, times: Any = None) -> Diagnosis:
         """Is the filter consistent? NIS with bounds, whiteness, coverage, the spectrum of A, and advice. Printable."""
-        run = self._run(data)
+        run = self._run(data, inputs, times)
         return diagnose(run, self._model(), self.readout_)
 
     def online(self, streams: int | None = None) -> OnlineFilter:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.data.labels import describe, from_description
 from ldm_filter.estimator.fitting import build
+from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.objectives.objective import resolve_objective
 from ldm_filter.training import History
-from ldm_filter.types import Gaussian, Sequences
+from ldm_filter.types import Context, Gaussian, Sequences
 
 if TYPE_CHECKING:
     from ldm_filter.estimator.parameters import Parameters
@@ -29,14 +30,13 @@ __all__ = [
     "default_mask_rate",
     "from_checkpoint",
     "observation_draws",
-    "refuse_inputs",
     "target_fields",
     "to_checkpoint",
     "to_json",
 ]
 
 CHOICES = {
-    "dynamics": ("linear",),
+    "dynamics": ("linear", "continuous"),
     "noise": ("constant", "input"),
     "readout": ("auto", "linear", "mlp"),
     "transition_cov": ("full", "diagonal"),
@@ -83,11 +83,6 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def refuse_inputs(inputs: Any) -> None:
-    if inputs is not None:
-        raise ValueError("inputs are given, but known controls are not built yet; leave inputs out")
-
-
 def default_mask_rate(sequences: Sequences) -> float:
     """0.1 where single entries of an observation are missing, so that the encoder learns to do without them."""
     flat = sequences.observed.flatten(2)
@@ -105,8 +100,11 @@ def target_fields(readout: Readout, belief: Gaussian) -> dict[str, tuple[tuple[s
         return {"target_mean": (dims, mean), "target_var": (dims, var.expand_as(mean))}
 
 
-def observation_draws(model: LatentFilter, readout: Readout, paths: Tensor, generator: torch.Generator) -> Tensor:
+def observation_draws(model: LatentFilter, readout: Readout, paths: Tensor, generator: torch.Generator, context: Context = NO_CONTEXT) -> Tensor:
     """Observations ``(path, B, T, *event)`` in the data's units along state paths: the read-out's mean and its residual noise."""
+    inputs = model.dynamics.standardise(context.inputs)
+    if inputs is not None:
+        paths = torch.cat([paths, inputs.to(paths).expand(*paths.shape[:-1], -1)], dim=-1)
     mean = readout.mean(paths)
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     residual = readout.residual
@@ -131,6 +129,7 @@ def to_checkpoint(estimator: Parameters) -> tuple[dict[str, Tensor], dict[str, A
     config = {
         "params": json.loads(to_json(estimator.get_params())),
         "labels": describe(estimator.labels_),
+        "inputs": None if estimator.input_labels_ is None else describe(estimator.input_labels_),
         "latent_dim": model.encoder.latent_dim,
         "readout": {name: [module.kind, len(module.bias)] for name, module in owners.items() if isinstance(module, Readout)},
         "targets": estimator.target_names_,
@@ -149,10 +148,12 @@ def from_checkpoint(cls: type[Estimator], tensors: dict[str, Tensor], config: di
     estimator = cls(**params)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     labels = from_description(config["labels"])
-    model = build(tuple(labels.attrs["event_shape"]), params, params["encoder"], config["latent_dim"], params["dtype"])
+    inputs = None if config.get("inputs") is None else from_description(config["inputs"])
+    input_dim = 0 if inputs is None else len(inputs.channels)
+    model = build(tuple(labels.attrs["event_shape"]), params, params["encoder"], config["latent_dim"], params["dtype"], input_dim)
     model.load_state_dict(_of("model", tensors))
-    estimator.model_, estimator.labels_ = model.to(where).eval(), labels
-    readouts = {name: Readout(params["state_dim"], size, kind).to(params["dtype"]) for name, (kind, size) in config["readout"].items()}
+    estimator.model_, estimator.labels_, estimator.input_labels_ = model.to(where).eval(), labels, inputs
+    readouts = {name: Readout(params["state_dim"] + input_dim, size, kind).to(params["dtype"]) for name, (kind, size) in config["readout"].items()}
     for name, readout in readouts.items():
         readout.load_state_dict(_of(name, tensors))
         readout.to(where).requires_grad_(False)

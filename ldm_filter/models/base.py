@@ -37,6 +37,8 @@ class Dynamics(nn.Module):
         state_dim, latent_dim: n and m.
         learned_observation: whether the dynamics can take up a change of basis of state and latents (:meth:`centre`, :meth:`rescale_latents`,
             :meth:`canonicalise`); where not, those steps are left out after training.
+        input_dim: number of inputs that the dynamics take.
+        uses_time: ``"any"`` time steps, only those on a ``"grid"`` of whole sampling intervals (else all count as one), or ``"no"``.
 
     Shapes:
         measurements: mean ``(B, T, m)``, cov ``(1 | B, 1 | T, m, m)``. observed: bool ``(B, T)``, or ``(B, T, m)`` per latent.
@@ -46,6 +48,8 @@ class Dynamics(nn.Module):
     state_dim: int
     latent_dim: int
     learned_observation: bool = False
+    input_dim: int = 0
+    uses_time: str = "no"
 
     def state_space(self, context: Context = NO_CONTEXT) -> StateSpace:
         """The model at the steps of a context, in the parameters' dtype; constant fields where it does not vary."""
@@ -123,8 +127,23 @@ class Dynamics(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- training and its end
 
-    def start_from(self, ssm: StateSpace) -> None:
-        """Take up a linear model of one regular step as the start of training, as well as this kind of dynamics can; default: not at all."""
+    def start_from(self, ssm: StateSpace, interval: float = 1.0) -> None:
+        """Take up a linear model as the start of training, as well as this kind of dynamics can; default: not at all.
+
+        Args:
+            ssm: constant fields, the model of one row.
+            interval: mean distance of the rows that it was found from, in sampling intervals.
+        """
+
+    def set_interval(self, seconds: float) -> None:
+        """What one sampling interval is in the unit of the contexts' dt; of no interest where time is not used."""
+
+    def set_input_scale(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise inputs ``(u,)`` by these; only called where ``input_dim`` is not 0."""
+
+    def standardise(self, inputs: Tensor | None) -> Tensor | None:
+        """Inputs in the units that the model works in; None where it has none."""
+        return None
 
     def health(self) -> dict[str, float]:
         """Figures that training logs after every epoch; all of them finite."""

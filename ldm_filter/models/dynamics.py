@@ -5,21 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldm_filter.core.linalg import NotPositiveDefiniteError, cholesky, round_cov, stationary, symmetrise
-from ldm_filter.models.base import NO_CONTEXT, Dynamics
+from ldm_filter.core.discretise import Steps, power_steps
+from ldm_filter.core.linalg import NotPositiveDefiniteError, cholesky, stationary, symmetrise
+from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.canonical import canonical_transform, change_basis
-from ldm_filter.models.factors import factor, unfactor
-from ldm_filter.types import Context, Gaussian, StateSpace
+from ldm_filter.models.factors import unfactor
+from ldm_filter.types import StateSpace
 
-__all__ = ["LinearDynamics", "stable_matrix"]
+__all__ = ["LinearDynamics", "check_choices", "stable_matrix"]
 
 # A's spectral radius stays this far below 1, which rounding a matrix of many states to float32 cannot bridge.
 MARGIN = 1e-5
 # exp of half of this is still finite, and squared it is.
 MOST_SLACK = 60.0
+# How far a time step may lie from a whole number of sampling intervals.
+OFF_GRID = 0.1
 
 
-class LinearDynamics(Dynamics):
+class LinearDynamics(AffineDynamics):
     """Time-invariant linear-Gaussian dynamics h_t = A h_{t-1} + (I - A) b + w,  w ~ N(0, Q),  z_t = C h_t + v.
 
     A is stable for every value of the parameters, and every stable A can be reached:
@@ -38,6 +41,7 @@ class LinearDynamics(Dynamics):
         observation: ``"selector"`` for C = [I 0] or ``"learned"``.
         radius: modulus of A's eigenvalues at the start, between 0 and 1.
         generator: source of the starting values.
+        input_dim: number of inputs.
 
     Raises:
         ValueError: a size, name or radius out of range.
@@ -49,7 +53,7 @@ class LinearDynamics(Dynamics):
     """
 
     basis: Tensor
-    observation_offset: Tensor
+    uses_time = "grid"
 
     def __init__(
         self,
@@ -59,27 +63,14 @@ class LinearDynamics(Dynamics):
         observation: str = "learned",
         radius: float = 0.95,
         generator: torch.Generator | None = None,
+        input_dim: int = 0,
     ) -> None:
-        super().__init__()
-        _check_choices(state_dim, latent_dim, transition_cov, observation, radius)
-        self.state_dim, self.latent_dim = state_dim, latent_dim
-        self.full_cov, self.learned_observation = transition_cov == "full", observation == "learned"
-        n, m = state_dim, latent_dim
-        noise = torch.randn(n, n, generator=generator) * 0.1 / n**0.5
-        self.contraction = nn.Parameter(torch.eye(n) + noise)
-        self.slack = nn.Parameter(torch.full((n,), radius**-2 - 1.0).log())
-        self.register_buffer("basis", torch.eye(n))
-        self.mean = nn.Parameter(torch.zeros(n))
-        self.cov_factor = nn.Parameter(torch.full((n,), -1.5) if transition_cov == "diagonal" else torch.diag(torch.full((n,), -1.5)))
-        self.initial_mean = nn.Parameter(torch.zeros(n))
-        self.initial_factor = nn.Parameter(torch.zeros(n, n))
-        selector = torch.eye(m, n)
-        if self.learned_observation:
-            spread = torch.randn(m, n, generator=generator) / n**0.5
-            self.observation = nn.Parameter(torch.cat([selector[:, :m], spread[:, m:]], dim=-1))
-        else:
-            self.register_buffer("observation", selector)
-        self.register_buffer("observation_offset", torch.zeros(m))
+        check_choices(state_dim, latent_dim, transition_cov, observation, radius)
+        noise = torch.randn(state_dim, state_dim, generator=generator) * 0.1 / state_dim**0.5
+        super().__init__(state_dim, latent_dim, transition_cov, observation, input_dim, generator)
+        self.contraction = nn.Parameter(torch.eye(state_dim) + noise)
+        self.slack = nn.Parameter(torch.full((state_dim,), radius**-2 - 1.0).log())
+        self.register_buffer("basis", torch.eye(state_dim))
 
     @property
     def transition_matrix(self) -> Tensor:
@@ -91,34 +82,23 @@ class LinearDynamics(Dynamics):
         """Q, ``(n, n)``, positive definite."""
         return self().transition_cov
 
-    def state_space(self, context: Context = NO_CONTEXT) -> StateSpace:
-        """The model's matrices as a :class:`~ldm_filter.types.StateSpace` of constant fields, in the parameters' dtype."""
-        exact, dtype = self.exact(), self.mean.dtype
-        return StateSpace(
-            transition_matrix=exact.transition_matrix.to(dtype),
-            transition_offset=exact.transition_offset.to(dtype),
-            transition_cov=round_cov(exact.transition_cov, dtype),
-            observation_matrix=exact.observation_matrix.to(dtype),
-            observation_offset=exact.observation_offset.to(dtype),
-            initial=Gaussian(exact.initial.mean.to(dtype), round_cov(exact.initial.cov, dtype)),
-        )
+    def steps(self, distance: Tensor | None) -> Steps:
+        """A^k, its sum and the noise of k steps.
 
-    def exact(self) -> StateSpace:
-        """The same in float64, whatever the parameters' dtype: products of factors lose half of the digits.
-
-        No field is a parameter itself: what is returned stays what it is when the parameters change.
+        Raises:
+            ValueError: a distance that is no whole number of sampling intervals, within a tenth.
         """
-        transition, mean = self._transition(), self.mean.double()
-        cov = torch.diag(factor(self.cov_factor)) if self.cov_factor.ndim == 1 else factor(self.cov_factor)
-        initial = factor(self.initial_factor)
-        return StateSpace(
-            transition_matrix=transition,
-            transition_offset=mean - transition @ mean,
-            transition_cov=cov @ cov.mT,
-            observation_matrix=self.observation.to(torch.float64, copy=True),
-            observation_offset=self.observation_offset.to(torch.float64, copy=True),
-            initial=Gaussian(self.initial_mean.to(torch.float64, copy=True), initial @ initial.mT),
-        )
+        transition, cov = self._transition(), self.noise_cov()
+        if distance is None:
+            return Steps(transition, torch.eye(self.state_dim, dtype=cov.dtype, device=cov.device), cov)
+        count = distance.round().clamp_min(1.0)
+        off = (distance - count).abs() > OFF_GRID
+        if bool(off.any()):
+            raise ValueError(
+                f"context.dt has a time step of {float(distance[off][0]):.4g} sampling intervals of {self.interval:g}, expected whole numbers "
+                f'within {OFF_GRID}; use dynamics="continuous" for irregular times'
+            )
+        return power_steps(transition, cov, count.long())
 
     def _transition(self) -> Tensor:
         return stable_matrix(self.contraction, self.slack, self.basis)
@@ -127,24 +107,6 @@ class LinearDynamics(Dynamics):
     def health(self) -> dict[str, float]:
         """The spectral radius of A."""
         return {"radius": float(torch.linalg.eigvals(self.exact().transition_matrix).abs().max())}
-
-    @torch.no_grad()
-    def centre(self) -> Tensor:
-        """h <- h - b, z <- z - (C b + c); returns C b + c."""
-        ssm = self.exact()
-        level = ssm.observation_matrix @ self.mean.double() + ssm.observation_offset
-        self.initial_mean.sub_(self.mean)
-        self.mean.zero_()
-        self.observation_offset.zero_()
-        return level.to(self.mean.dtype)
-
-    @torch.no_grad()
-    def rescale_latents(self, mean: Tensor, std: Tensor) -> None:
-        """C <- C / std, c <- (c - mean) / std."""
-        if not self.learned_observation:
-            super().rescale_latents(mean, std)
-        self.observation.div_(std[:, None])
-        self.observation_offset.sub_(mean).div_(std)
 
     @torch.no_grad()
     def scale_covariances(self, factor: float) -> bool:
@@ -162,10 +124,11 @@ class LinearDynamics(Dynamics):
         ssm = self.exact()
         transform = canonical_transform(ssm, diagonal_cov=not self.full_cov)
         self.set_matrices(change_basis(ssm, transform))
+        self._move_inputs(transform)
         return transform
 
-    def start_from(self, ssm: StateSpace) -> None:
-        """As :meth:`set_matrices`."""
+    def start_from(self, ssm: StateSpace, interval: float = 1.0) -> None:
+        """As :meth:`set_matrices`; rows count as steps."""
         self.set_matrices(ssm)
 
     @torch.no_grad()
@@ -251,7 +214,7 @@ def _contracting_basis(transition: Tensor, eye: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(cholesky(stationary(transition, eye)), eye, upper=False)
 
 
-def _check_choices(state_dim: int, latent_dim: int, transition_cov: str, observation: str, radius: float) -> None:
+def check_choices(state_dim: int, latent_dim: int, transition_cov: str, observation: str, radius: float) -> None:
     if not 1 <= latent_dim <= state_dim:
         raise ValueError(f"latent_dim is {latent_dim}, expected 1 to state_dim = {state_dim}; raise state_dim or lower latent_dim")
     if transition_cov not in ("full", "diagonal"):

@@ -9,8 +9,8 @@ __all__ = ["factor", "unfactor"]
 
 # Added to the factor's diagonal: no learned variance falls below 1e-12 (in units in which the latents have variance 1).
 FLOOR = 1e-6
-# exp of this is still finite, and so is its square, in float64.
-MOST_LOG = 300.0
+# exp of this is still finite, and so is its square, in float32.
+MOST_LOG = 40.0
 
 
 def factor(raw: Tensor) -> Tensor:

@@ -78,6 +78,18 @@ class LatentFilter(nn.Module):
             memory = () if after is None else (after[:, -1],)
             last = Gaussian(result.filtered.mean[:, -1], result.filtered.cov[:, -1])
 
+    def with_inputs(self, belief: Gaussian, context: Context) -> Gaussian:
+        """The belief about state and inputs together, which is what a read-out of a model with inputs reads: the inputs are known exactly.
+
+        mean (h, u),   cov diag(P, 0)
+        """
+        inputs = self.dynamics.standardise(context.inputs)
+        if inputs is None:
+            return belief
+        known = inputs.to(belief.mean).expand(*belief.mean.shape[:-1], -1)
+        size = known.shape[-1]
+        return Gaussian(torch.cat([belief.mean, known], dim=-1), nn.functional.pad(belief.cov, (0, size, 0, size)))
+
     @torch.no_grad()
     def centre(self) -> None:
         """Move the origins of state and latents to their stationary means, so that both offsets of the model are 0.
