@@ -1,6 +1,6 @@
-"""Run by tests/test_training.py on one or two processes: trains a small model and saves what it did.
+"""Run by tests/training/test_processes.py on one or two processes: trains a small model and saves what it did.
 
-python tests/training_script.py <processes> <out> <entropy> [fail]
+python -m tests.training.script <processes> <out> <entropy> [fail]
 """
 
 from __future__ import annotations
