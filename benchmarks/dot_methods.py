@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.dot_tasks import SETTINGS, Bench, Estimate, Settings, bench, evaluate, evaluate_oracle
+from benchmarks.records import Outcome
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
 from ldm_filter.core.kalman import filter_sequence
 
-__all__ = ["BASELINES", "Outcome", "default_methods", "run"]
+__all__ = ["BASELINES", "default_methods", "run"]
 
 BASELINES = ("pca-em-kf", "pca-em-kf-adaptive", "pca-affine")
 LIMIT_SECONDS = 60.0
@@ -26,15 +27,6 @@ class Fitted(NamedTuple):
     """A trained method: frames -> estimate, and how many updates (of gradients, or of EM) made it."""
 
     estimate: Callable[[NDArray], Estimate]
-    train_steps: int
-
-
-class Outcome(NamedTuple):
-    """One run. ``seconds`` is the wall time of fit, filtering and read-out, without drawing the data; ``metrics["fit_seconds"]`` that of the fit."""
-
-    metrics: dict[str, float]
-    readout: str
-    seconds: float
     train_steps: int
 
 

@@ -91,10 +91,12 @@ class Published(NamedTuple):
     """A figure that others report; not run here."""
 
     name: str
-    r2: str
+    r2: str = ""
     mlp_r2: str = ""
     coverage95: str = ""
     nis: str = ""
+    affine_r2: str = ""
+    affine_r2_in_range: str = ""
 
 
 # Paper: Mikulasch and Zenke, arXiv 2605.03517. Re-run: its code repaired, random phases, three seeds, read-out and test as here.

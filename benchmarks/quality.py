@@ -14,20 +14,21 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from benchmarks import dot_methods, records, tables
-from benchmarks.dot_tasks import BUDGETS, SETTINGS
+from benchmarks import records, tables
+from benchmarks.dot_tasks import BUDGETS
+from benchmarks.families import TASKS, family_of
 
 __all__ = ["main", "run_all"]
 
 SMOKE_RESULTS = records.ROOT / "out" / "benchmarks"
-SHOWN = ("r2", "excess", "mlp_r2", "nis", "coverage95", "noise_corr", "r2_at_60s")
+SHOWN = ("r2", "affine_r2", "affine_r2_in_range", "eig_error", "excess", "mlp_r2", "nis", "coverage95", "noise_corr", "r2_at_60s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     folder = options.out or (SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
-    tasks = list(SETTINGS) if "all" in options.task else options.task
+    tasks = list(TASKS) if "all" in options.task else options.task
     failed = run_all(tasks, options.methods, options.budget, options.seeds, folder, options.force)
     if folder.resolve() == records.RESULTS:
         tables.update()
@@ -46,8 +47,8 @@ def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, se
     """Every method (default: all that belong to a task) on every task and seed.
 
     Args:
-        tasks: keys of ``benchmarks.dot_tasks.SETTINGS``.
-        methods: see `benchmarks.dot_methods.run`; None for the task's own.
+        tasks: of ``benchmarks.families.TASKS``.
+        methods: see the ``run`` of the task's family; None for the task's own.
         budget: ``smoke | cpu | full``.
         seeds: the seeds are 0 to ``seeds - 1``.
         folder: of the JSON lines.
@@ -59,31 +60,38 @@ def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, se
     commit = records.code_version()
     done = {(*records.key(row), row["commit"]) for row in records.read(folder)}
     failed = 0
-    for task in tasks:
-        for seed in range(seeds):
-            for method in methods or dot_methods.default_methods(task):
-                name = f"{task} {method} {budget} seed {seed}"
-                if not force and (task, "", method, budget, seed, commit) in done:
-                    print(f"{name}: there already", flush=True)
-                    continue
-                try:
-                    row = _run(task, method, budget, seed, commit)
-                except Exception:  # one method that breaks must not cost a night's other runs
-                    traceback.print_exc()
-                    print(f"{name}: FAILED", file=sys.stderr, flush=True)
-                    failed += 1
-                    continue
-                records.append(folder, row)
-                figures = ", ".join(f"{key} {row['metrics'][key]:.4f}" for key in SHOWN if key in row["metrics"])
-                print(f"{name}: {figures} ({row['seconds']:.1f} s)", flush=True)
+    for task, condition, seed in _runs(tasks, seeds):
+        for method in methods or family_of(task).default_methods(task):
+            name = " ".join(part for part in (task, condition, method, budget, "seed", str(seed)) if part)
+            if not force and (task, condition, method, budget, seed, commit) in done:
+                print(f"{name}: there already", flush=True)
+                continue
+            try:
+                row = _run(task, condition, method, budget, seed, commit)
+            except Exception:  # one method that breaks must not cost a night's other runs
+                traceback.print_exc()
+                print(f"{name}: FAILED", file=sys.stderr, flush=True)
+                failed += 1
+                continue
+            records.append(folder, row)
+            figures = ", ".join(f"{key} {row['metrics'][key]:.4f}" for key in SHOWN if key in row["metrics"])
+            print(f"{name}: {figures} ({row['seconds']:.1f} s)", flush=True)
     return failed
 
 
-def _run(task: str, method: str, budget: str, seed: int, commit: str) -> records.Row:
-    outcome = dot_methods.run(task, method, budget, seed)
+def _runs(tasks: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int]]:
+    """(task, condition, seed); the methods of one share its data."""
+    for task in tasks:
+        for condition in family_of(task).tasks[task]:
+            for seed in range(seeds):
+                yield task, condition, seed
+
+
+def _run(task: str, condition: str, method: str, budget: str, seed: int, commit: str) -> records.Row:
+    outcome = family_of(task).run(task, condition, method, budget, seed)
     return {
         "task": task,
-        "condition": "",
+        "condition": condition,
         "method": method,
         "readout": outcome.readout,
         "budget": budget,
@@ -109,7 +117,7 @@ def _device(budget: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", required=True, choices=[*SETTINGS, "all"], metavar="TASK", help=f"{', '.join(SETTINGS)}, or all")
+    parser.add_argument("--task", nargs="+", required=True, choices=[*TASKS, "all"], metavar="TASK", help=f"{', '.join(TASKS)}, or all")
     parser.add_argument("--budget", default="cpu", choices=BUDGETS, help="smoke: seconds, claims nothing; cpu (default): two cores; full: a GPU")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default 3)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: the task's learned filter, the baselines and the oracle")

@@ -12,9 +12,9 @@ import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["FIELDS", "KEY", "RESULTS", "ROOT", "Row", "append", "code_version", "key", "newest", "read"]
+__all__ = ["FIELDS", "KEY", "RESULTS", "ROOT", "Outcome", "Row", "append", "code_version", "key", "newest", "read"]
 
 Row = dict[str, Any]
 FIELDS = ("task", "condition", "method", "readout", "budget", "seed", "metrics", "seconds", "train_steps", "device", "versions", "commit", "time")
@@ -22,7 +22,22 @@ KEY = ("task", "condition", "method", "budget", "seed")
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 # What a figure depends on; a change elsewhere leaves it valid.
-CODE = ("ldm_filter", "native", "datasets", "benchmarks/dot_tasks.py", "benchmarks/dot_methods.py", "benchmarks/oracles.py")
+CODE = (
+    "ldm_filter",
+    "native",
+    "datasets",
+    *(f"benchmarks/{name}.py" for name in ("dot_tasks", "dot_methods", "oracles", "particles")),
+    *(f"benchmarks/latent_{name}.py" for name in ("tasks", "systems", "methods", "judge")),
+)
+
+
+class Outcome(NamedTuple):
+    """What a run found. ``seconds`` is the wall time of fit, filtering and read-out, without drawing the data; ``metrics["fit_seconds"]`` that of the fit."""
+
+    metrics: dict[str, float]
+    readout: str
+    seconds: float
+    train_steps: int
 
 
 def key(row: Row) -> tuple[Any, ...]:

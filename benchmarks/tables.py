@@ -1,6 +1,6 @@
 """Results tables, generated: ``python -m benchmarks.tables`` rewrites what stands between the markers of the two READMEs.
 
-Every figure comes from the JSON lines of ``benchmarks/results``, except the published ones, which are quoted in ``benchmarks.dot_tasks``.
+Every figure comes from the JSON lines of ``benchmarks/results``, except the published ones, which are quoted beside the tasks' settings.
 Runs of the ``smoke`` budget claim nothing and are left out.
 """
 
@@ -12,7 +12,8 @@ from statistics import mean, stdev
 
 from benchmarks import records
 from benchmarks.dot_methods import default_methods
-from benchmarks.dot_tasks import PUBLISHED, SETTINGS
+from benchmarks.dot_tasks import SETTINGS
+from benchmarks.families import PUBLISHED, TASKS
 from benchmarks.records import Row
 
 __all__ = ["full_tables", "replace_between", "summary_table", "update"]
@@ -24,6 +25,8 @@ NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu
 # (name in the results, heading, format)
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("r2", "R²", ".4f"),
+    ("affine_r2", "R² of the truth", ".4f"),
+    ("affine_r2_in_range", "R² in range", ".4f"),
     ("mlp_r2", "R², MLP", ".4f"),
     ("mse", "MSE", ".1e"),
     ("excess", "excess error", ".2f"),
@@ -38,6 +41,13 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("nll_turned", "NLL, turned", ".2f"),
     ("crps", "CRPS", ".4f"),
     ("noise_corr", "corr(R, v)", ".3f"),
+    ("affine_r2_back", "R² back", ".4f"),
+    ("mcc", "MCC", ".4f"),
+    ("procrustes", "Procrustes", ".4f"),
+    ("eig_error", "eigenvalues", ".4f"),
+    ("dyn_r2", "dynR²", ".4f"),
+    ("injectivity", "injectivity", ".3f"),
+    ("neighbours", "neighbours", ".2f"),
     ("fit_seconds", "fit, s", ".0f"),
     ("r2_at_60s", "R² within 60 s", ".4f"),
 )
@@ -47,7 +57,7 @@ SUMMARY_COLUMNS = (
     ("nis", "NIS / m", ".2f"),
     ("fit_seconds", "fit, s", ".0f"),
 )
-PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95")
+PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range")
 
 
 def full_tables(rows: Sequence[Row], commit: str) -> str:
@@ -120,7 +130,7 @@ def replace_between(text: str, markers: tuple[str, str], new: str) -> str:
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """(task, condition, budget) with results, tasks in their own order."""
-    order = list(SETTINGS)
+    order = list(TASKS)
     found = {(row["task"], row["condition"], row["budget"]) for row in rows if row["budget"] != "smoke"}
     return sorted(found, key=lambda group: (order.index(group[0]) if group[0] in order else len(order), group))
 

@@ -135,6 +135,15 @@ def test_local_injectivity_of_a_nonlinear_map_varies_and_finds_the_fold() -> Non
     assert found.condition == pytest.approx([2.0, np.inf])
 
 
+def test_local_injectivity_along_directions_is_that_of_the_composition() -> None:
+    outer, inner = torch.as_tensor(normal(2, 5)), torch.as_tensor(normal(5, 2, seed=1))
+    points = torch.as_tensor(normal(3, 5))
+    found = metrics.local_injectivity(lambda x: x @ outer.mT, points, inner.expand(3, 5, 2))
+    assert found.smallest == pytest.approx(np.full(3, np.linalg.svd((outer @ inner).numpy(), compute_uv=False)[-1]))
+    with pytest.raises(ValueError, match="directions have shape"):
+        metrics.local_injectivity(lambda x: x, points, inner.expand(4, 5, 2))
+
+
 def test_neighbour_ratio_is_one_for_any_similarity_and_sees_a_fold() -> None:
     truth = normal(300, 2)
     rotation = np.linalg.qr(normal(2, 2, seed=1))[0]

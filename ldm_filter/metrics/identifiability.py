@@ -176,18 +176,19 @@ class Injectivity(NamedTuple):
     condition: Array
 
 
-def local_injectivity(function: Callable[[Tensor], Tensor], points: Tensor) -> Injectivity:
+def local_injectivity(function: Callable[[Tensor], Tensor], points: Tensor, directions: Tensor | None = None) -> Injectivity:
     """Smallest singular value of the Jacobian at points: above 0 where the map is injective nearby.
 
-    Give the encoder to see whether it holds on to every direction it could (of D inputs and M outputs the min(D, M)-th singular
-    value counts), or, where the generator g is known, ``lambda z: encoder(g(z))``: that is the encoder on the data's manifold.
+    Of D inputs and M outputs the min(D, M)-th singular value counts: does the encoder hold on to every direction that it could? With
+    ``directions`` the map is looked at along these alone; the Jacobian of a known generator makes it the encoder on the data's manifold.
 
     Args:
         function: batched map ``(N, D)`` -> ``(N, M)``, each row on its own (a network in evaluation mode).
         points: ``(N, D)``.
+        directions: ``(N, D, d)``; default the identity.
 
     Raises:
-        ValueError: points of another shape, or a Jacobian that is not finite.
+        ValueError: arguments of another shape, or a Jacobian that is not finite.
 
     >>> matrix = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
     >>> local_injectivity(lambda x: x @ matrix.mT, torch.zeros(4, 2)).smallest.tolist()
@@ -196,10 +197,14 @@ def local_injectivity(function: Callable[[Tensor], Tensor], points: Tensor) -> I
     if points.ndim != 2:
         raise ValueError(f"points have shape {tuple(points.shape)}, expected (N, D); flatten series and time first")
     count, size = points.shape
-    tangents = torch.eye(size, dtype=points.dtype, device=points.device).repeat_interleave(count, 0)
-    with torch.no_grad():  # all directions at once: every point repeated with every unit tangent
-        columns = torch.func.jvp(function, (points.repeat(size, 1),), (tangents,))[1]
-    jacobian = columns.unflatten(0, (size, count)).movedim(0, -1).double().cpu().numpy()
+    if directions is None:
+        directions = torch.eye(size, dtype=points.dtype, device=points.device).expand(count, size, size)
+    if directions.ndim != 3 or directions.shape[:2] != points.shape:
+        raise ValueError(f"directions have shape {tuple(directions.shape)}, expected (N, D, d) with (N, D) = {tuple(points.shape)}")
+    each = directions.shape[-1]
+    with torch.no_grad():  # all directions at once: every point repeated with each of its tangents
+        columns = torch.func.jvp(function, (points.repeat(each, 1),), (directions.movedim(-1, 0).flatten(0, 1).contiguous(),))[1]
+    jacobian = columns.unflatten(0, (each, count)).movedim(0, -1).double().cpu().numpy()
     check_finite("the Jacobian of function", jacobian)
     values = np.linalg.svd(jacobian, compute_uv=False)
     smallest = values[:, -1]

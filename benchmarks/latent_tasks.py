@@ -1,0 +1,121 @@
+"""Identifiability as benchmark tasks: systems with known latents, the settings of a run, and how an estimate is judged.
+
+    train     observations only                                   (the encoder; a tenth of them decides when training is best)
+    read-out  other observations, with the true latents           (truth = W z + b + e, least squares; the other way round too)
+    test      fresh observations of the same system               (every figure)
+
+The system (its random network, its cells) is drawn anew for every seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from benchmarks.dot_tasks import BUDGETS, Published
+from benchmarks.latent_systems import System, find_system, split
+
+__all__ = ["CONDITIONS", "PUBLISHED", "SETTINGS", "Bench", "Settings", "bench", "settings_of"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One task: model, training and data. The defaults are those of the ``cpu`` budget.
+
+    Attributes:
+        state_dim, latent_dim, dynamics, latent_model: of LDMFilter.
+        judged: what is judged: ``"latent"``, the encoder's output, or ``"filtered"``, the state.
+        components, hidden: the encoder: so many whitened principal components of the observation, and the widths of its network.
+        epochs, batch_size, window, learning_rate, dynamics_rate: of its training.
+        objectives: of the learned filters in the table, the first one the task's best.
+        series, steps: of the training data. readout, test: series of the read-out's fit and of the test.
+        baseline: states and principal components of the classical filter.
+        supervised: also a ridge regression and a network from single observations to the truth; mlp: also a network as read-out.
+        particles: of the oracle, 0 for none.
+        device: of LDMFilter.
+    """
+
+    state_dim: int
+    latent_dim: int
+    dynamics: str = "linear"
+    latent_model: str = "auto"
+    judged: str = "latent"
+    components: int = 0
+    hidden: tuple[int, ...] = (128, 128)
+    epochs: int = 10
+    batch_size: int = 32
+    window: int | None = None
+    learning_rate: float = 3e-3
+    dynamics_rate: float = 10.0
+    objectives: tuple[str, ...] = ("log-det",)
+    series: int = 800
+    steps: int = 100
+    readout: int = 128
+    test: int = 64
+    baseline: tuple[int, int] = (4, 4)
+    supervised: bool = False
+    mlp: bool = False
+    particles: int = 0
+    device: str = "cpu"
+
+
+SETTINGS: dict[str, Settings] = {
+    "linear-latent": Settings(4, 4, judged="filtered", particles=10_000, test=32),
+    "place-cells": Settings(16, 8, judged="filtered", series=200, steps=400, readout=128, test=32, baseline=(16, 8), supervised=True, mlp=True, particles=2000),
+}
+# Variants of a system; "" is the task as its card says.
+CONDITIONS: dict[str, tuple[str, ...]] = {"linear-latent": ("", "mild")}
+
+
+def settings_of(task: str, budget: str) -> Settings:
+    """Settings of a task: ``smoke`` shows within seconds that all of it runs, ``cpu`` makes the figures, ``full`` takes twice the epochs.
+
+    Raises:
+        ValueError: an unknown task or budget.
+    """
+    if task not in SETTINGS:
+        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
+    chosen = SETTINGS[task]
+    if budget == "smoke":
+        less = {"series": max(24, chosen.series // 50), "steps": min(40, chosen.steps), "readout": max(16, chosen.readout // 20), "particles": min(200, chosen.particles)}
+        return replace(chosen, **less, test=max(8, chosen.test // 20), epochs=1, batch_size=min(64, chosen.batch_size), hidden=(16,))
+    if budget == "full":
+        return replace(chosen, epochs=2 * chosen.epochs, device="auto")
+    return chosen
+
+
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "place-cells": (
+        Published("paper, on recordings (hc-11)", affine_r2=".88", mlp_r2=".98"),
+        Published("paper, ridge and network on single bins of these", affine_r2=".57", mlp_r2=".88"),
+    ),
+    "wobbly-paper": (
+        Published("paper, LSTM, kNN (all frames)", affine_r2=".94"),
+        Published("paper's code re-run, log-det", affine_r2_in_range=".92-.98"),
+        Published("paper's code re-run, KDE", affine_r2_in_range=".98"),
+        Published("paper's code re-run, kNN", affine_r2_in_range=".72-.94"),
+        Published("paper's code re-run, stop-gradient", affine_r2_in_range=".57-.76"),
+    ),
+    "sources-2": (Published("paper, kNN (read off its figure)", affine_r2="1.0"), Published("paper, log-det (read off its figure)", affine_r2="0.6")),
+    "sources-6": (Published("paper, kNN (read off its figure)", affine_r2="0.85"), Published("paper, log-det (read off its figure)", affine_r2="0.8")),
+    "sources-10": (Published("paper, kNN (read off its figure)", affine_r2="0.75"), Published("paper, log-det (read off its figure)", affine_r2="0.8")),
+}
+
+
+class Bench:
+    """The data of one run: ``train`` observations alone, ``readout`` and ``test`` with the truth."""
+
+    def __init__(self, task: str, condition: str, settings: Settings, seed: int) -> None:
+        self.task, self.settings, self.seed = task, settings, seed
+        self.system: System = find_system(task, condition, seed)
+        self.train = self.system.draw(settings.series, settings.steps, split(seed, 0)).observations
+        self.readout = self.system.draw(settings.readout, settings.steps, split(seed, 1))
+        self.test = self.system.draw(settings.test, settings.steps, split(seed, 2))
+
+
+@lru_cache(maxsize=1)
+def bench(task: str, condition: str, budget: str, seed: int) -> Bench:
+    """The data of a task, condition, budget and seed; the last is kept for the next method."""
+    return Bench(task, condition, settings_of(task, budget), seed)
