@@ -117,7 +117,6 @@ def _fit_ldm(method: str, data: Bench) -> Fitted:
         encoder=_encoder(settings, data),
         dynamics=settings.dynamics,
         objective=method.removeprefix("ldm-") if trained else settings.objectives[0],
-        latent_model=settings.latent_model,
         readout="linear",  # to the observations, which nothing here judges
         window=settings.window,
         learning_rate=settings.learning_rate if trained else 1e-12,

@@ -32,7 +32,7 @@ CODE = (
 
 
 class Outcome(NamedTuple):
-    """What a run found. ``seconds`` is the wall time of fit, filtering and read-out, without drawing the data; ``metrics["fit_seconds"]`` that of the fit."""
+    """What a run found. ``seconds`` is the wall time without drawing the data; ``metrics["fit_seconds"]`` that of the fit alone."""
 
     metrics: dict[str, float]
     readout: str

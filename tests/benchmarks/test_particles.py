@@ -34,7 +34,10 @@ def test_it_converges_to_the_kalman_filter() -> None:
 
 
 def test_what_no_particle_explains_is_refused() -> None:
-    arguments = (lambda count, rng: np.zeros((count, 1)), lambda states, rng: states, lambda y, states: np.full(len(states), -np.inf), np.zeros((3, 1)))
+    def impossible(y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        return np.full(len(states), -np.inf)
+
+    arguments = (lambda count, rng: np.zeros((count, 1)), lambda states, rng: states, impossible, np.zeros((3, 1)))
     with pytest.raises(ValueError, match="no particle explains the observation of step 0"):
         particle_filter(*arguments, particles=10)
     with pytest.raises(ValueError, match="particles is 1"):
