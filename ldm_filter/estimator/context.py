@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
 def timed(sequences: Sequences, labels: Labels, fitted: Labels, uses: str) -> Sequences:
     """The sequences with their time steps, as far as the dynamics use them (see :class:`~ldm_filter.models.base.Dynamics`)."""
     step = fitted.attrs["step"]
-    if uses == "no" or step is None or labels.attrs["time_kind"] != fitted.attrs["time_kind"]:
+    if uses == "no" or step is None or fitted.attrs["time_kind"] not in (None, labels.attrs["time_kind"]):
         return sequences
     dt = intervals(labels.times, step)
     if dt is None or (uses == "grid" and not _on_grid(dt / step)):

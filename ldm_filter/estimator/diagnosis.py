@@ -68,7 +68,7 @@ def diagnose(run: Run, model: LatentFilter, readout: Readout) -> Diagnosis:
     Raises:
         ValueError: nothing observed, or series too short for the autocorrelation.
     """
-    nis = normalised_innovations(run.measurements, run.result.projected, run.seen)[run.seen]
+    nis = normalised_innovations(run.measurements, run.result.projected, run.mask)[run.seen]
     m = run.measurements.mean.shape[-1]
     mean, std = observation_moments(model, readout, run.result.predicted, run.sequences.context)
     values, observed = run.sequences.values.cpu(), run.sequences.observed.cpu()
@@ -81,7 +81,7 @@ def diagnose(run: Run, model: LatentFilter, readout: Readout) -> Diagnosis:
     white = metrics.whiteness(
         projected.mean.cpu(),
         projected.cov.expand(*projected.mean.shape, m).cpu(),
-        torch.where(run.seen.unsqueeze(-1), run.measurements.mean, projected.mean).cpu(),
+        torch.where(run.seen.unsqueeze(-1) if run.mask.ndim == 2 else run.mask, run.measurements.mean, projected.mean).cpu(),
         lags,
         run.seen.cpu(),
     )

@@ -14,6 +14,7 @@ from ldm_filter.data.scaling import statistics
 from ldm_filter.data.windows import Windows, split
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.inference import normalised_innovations
+from ldm_filter.estimator.known import empty_model
 from ldm_filter.metrics import covariance_regression
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.continuous import ContinuousDynamics
@@ -67,6 +68,8 @@ def build(
     event_shape: tuple[int, ...], config: dict[str, Any], encoder: str | nn.Module, latent_dim: int, dtype: torch.dtype, input_dim: int = 0
 ) -> LatentFilter:
     """The untrained model; starting values come from ``config["seed"]`` alone."""
+    if config["dynamics"] == "matrices":
+        return empty_model(config["state_dim"], event_shape[0], input_dim, dtype)
     generator = torch.Generator().manual_seed(config["seed"])
     with torch.random.fork_rng(devices=[]):  # torch's layers draw their starting values from the global generator
         torch.manual_seed(config["seed"])

@@ -28,6 +28,7 @@ class Run(NamedTuple):
     seen: Tensor
     result: FilterResult
     smoothed: Gaussian | None
+    mask: Tensor
 
 
 @torch.no_grad()
@@ -49,13 +50,13 @@ def run_filter(model: LatentFilter, sequences: Sequences, labels: Labels, smooth
         torch.cat([part.log_likelihood for part in parts], dim=1),
     )
     smoothed = model.dynamics.smooth(result, context).smoothed if smooth else None
-    return Run(sequences._replace(context=context), labels, measurements, seen, result, smoothed)
+    return Run(sequences._replace(context=context), labels, measurements, seen, result, smoothed, model.mask(observed))
 
 
 def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, Field]:
     """The variables of a result Dataset, with their dims."""
     result, seen = run.result, run.seen.unsqueeze(-1)
-    latent_mean = torch.where(seen, run.measurements.mean, result.projected.mean)
+    latent_mean = torch.where(seen if run.mask.ndim == 2 else run.mask, run.measurements.mean, result.projected.mean)
     latent_cov = run.measurements.cov
     if not bool(run.seen.all()):
         latent_cov = torch.where(seen.unsqueeze(-1), latent_cov, result.projected.cov)
@@ -70,7 +71,7 @@ def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, 
         fields[f"{name}_mean"] = (("series", "time", dim), gaussian.mean)
         fields[f"{name}_cov"] = (("series", "time", dim, f"{dim}_aux"), gaussian.cov)
     fields["log_likelihood"] = (("series", "time"), result.log_likelihood)
-    nis = normalised_innovations(run.measurements, result.projected, run.seen)
+    nis = normalised_innovations(run.measurements, result.projected, run.mask)
     fields["nis"] = (("series", "time"), nis.to(result.log_likelihood.dtype))
     mean, std = observation_moments(model, readout, result.filtered if run.smoothed is None else run.smoothed, run.sequences.context)
     dims = ("series", "time", *run.labels.event_dims)
@@ -79,10 +80,16 @@ def result_fields(run: Run, readout: Readout, model: LatentFilter) -> dict[str, 
 
 @torch.no_grad()
 def normalised_innovations(measurements: Gaussian, projected: Gaussian, seen: Tensor) -> Tensor:
-    """NIS / m = e' S^-1 e / m, ``(B, T)`` in float64, mean 1 where the model is consistent; NaN where nothing is observed."""
-    innovation = (measurements.mean - projected.mean).double()
-    white = whiten(cholesky(projected.cov.double()), innovation)
-    return white.square().mean(-1).masked_fill(~seen, torch.nan)
+    """NIS / m = e' S^-1 e / m, ``(B, T)`` in float64, mean 1 where the model is consistent; NaN where nothing is observed.
+
+    With a mask per latent, ``seen (B, T, m)``, m is the number of latents observed, and S their block.
+    """
+    innovation, cov = (measurements.mean - projected.mean).double(), projected.cov.double()
+    if seen.ndim == 2:
+        return whiten(cholesky(cov), innovation).square().mean(-1).masked_fill(~seen, torch.nan)
+    kept = seen.double()
+    cov = kept.unsqueeze(-1) * cov * kept.unsqueeze(-2) + torch.diag_embed(1.0 - kept)
+    return whiten(cholesky(cov), kept * innovation).square().sum(-1) / kept.sum(-1)  # 0 / 0 is NaN
 
 
 @torch.no_grad()

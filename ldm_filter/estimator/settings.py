@@ -51,6 +51,8 @@ def check(params: dict[str, Any]) -> None:
     Raises:
         ValueError, TypeError: naming the argument, what it is and what is expected.
     """
+    if params["dynamics"] == "matrices":
+        raise ValueError("this LDMFilter was made from known matrices, and there is nothing to fit; make a new one with LDMFilter(state_dim)")
     for name, allowed in CHOICES.items():
         check_choice(name, params[name], allowed)
     resolve_objective(params["objective"], params["noise"], square=True)  # whether it is square shows with the data

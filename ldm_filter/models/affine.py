@@ -34,7 +34,11 @@ class AffineDynamics(Dynamics):
         ValueError: a size or name out of range.
     """
 
+    observation: Tensor
     observation_offset: Tensor
+    initial_mean: Tensor
+    input_matrix: Tensor
+    feedthrough: Tensor
     input_mean: Tensor
     input_scale: Tensor
     interval: float  # of time, in the unit of the contexts' dt
@@ -74,7 +78,7 @@ class AffineDynamics(Dynamics):
         Raises:
             ValueError: the inputs are not those that the model was built for.
         """
-        exact, dtype = self.exact(context), self.mean.dtype
+        exact, dtype = self.exact(context), self.initial_mean.dtype
         return StateSpace(
             transition_matrix=exact.transition_matrix.to(dtype),
             transition_offset=exact.transition_offset.to(dtype),

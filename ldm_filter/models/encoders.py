@@ -40,6 +40,7 @@ class Encoder(nn.Module):
         values, observed: ``(B, T, *event)``. Output mean ``(B, T, m)``, covariance ``(1, 1, m, m)`` where constant, else ``(B, T, m, m)``.
     """
 
+    channelwise = False  # whether latent i is entry i of the observation, so that a missing entry takes one latent with it
     center: Tensor
     scale: Tensor
     shift: Tensor

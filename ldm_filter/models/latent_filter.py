@@ -38,15 +38,17 @@ class LatentFilter(nn.Module):
         """Measurements and the steps ``(B, T)`` at which there is one."""
         return self.encoder(values, observed), observed.flatten(2).any(-1)
 
+    def mask(self, observed: Tensor) -> Tensor:
+        """What the filter is told of the mask of the observations: ``(B, T)``, or ``(B, T, m)`` where each entry is a latent of its own."""
+        return observed if self.encoder.channelwise else observed.flatten(2).any(-1)
+
     def forward(self, values: Tensor, observed: Tensor, context: Context = NO_CONTEXT) -> FilterResult:
         """Filter whole series: predicted, filtered, projected and log-likelihood."""
-        measurements, seen = self.encode(values, observed)
-        return self.dynamics.filter(measurements, seen, context)
+        return self.dynamics.filter(self.encoder(values, observed), self.mask(observed), context)
 
     def moments(self, values: Tensor, observed: Tensor, context: Context = NO_CONTEXT) -> tuple[Gaussian, Tensor]:
         """Filtered moments and log-likelihood only."""
-        measurements, seen = self.encode(values, observed)
-        return self.dynamics.moments(measurements, seen, context)
+        return self.dynamics.moments(self.encoder(values, observed), self.mask(observed), context)
 
     def smooth(self, values: Tensor, observed: Tensor, context: Context = NO_CONTEXT) -> tuple[FilterResult, SmootherResult]:
         """Filter, then fixed-interval smoothing."""
@@ -72,7 +74,8 @@ class LatentFilter(nn.Module):
             stop = start + chunk
             initial = None if last is None else self.dynamics.predict(last, context.steps(start, start + 1), *memory)
             measurements, seen = self.encode(values[:, start:stop], observed[:, start:stop])
-            result = self.dynamics.filter(measurements, seen, context.steps(start, stop), initial, *memory)
+            mask = self.mask(observed[:, start:stop])
+            result = self.dynamics.filter(measurements, mask, context.steps(start, stop), initial, *memory)
             yield measurements, seen, result
             after = self.dynamics.remember(measurements, seen, result, *memory)
             memory = () if after is None else (after[:, -1],)
