@@ -122,7 +122,7 @@ class Labels(NamedTuple):
     """What the user's container said about the numbers, kept so that results carry it again.
 
     Attributes:
-        kind: ``"array" | "tensor" | "frame" | "dataarray" | "dataset"``.
+        kind: ``"array" | "tensor" | "frame" | "long" | "dataarray" | "dataset"``.
         channels: names of the channels, or () for frames (their event dims are in ``event_dims``).
         event_dims: dimension names of one observation, ``("channel",)`` or ``("y", "x")``.
         series: names of the series, or None where the input was a single series.

@@ -17,7 +17,7 @@ import xarray as xr
 
 from ldm_filter.data.times import check_times
 
-__all__ = ["ACCEPTED", "Opened", "channel_name", "default_names", "given_times", "open_container"]
+__all__ = ["ACCEPTED", "Opened", "channel_name", "default_names", "from_long", "given_times", "open_container"]
 
 ACCEPTED = (
     "a NumPy array or torch tensor (time,), (time, channel), (series, time, channel), (series, time, y, x[, colour]); a pandas DataFrame or Series; "
@@ -105,6 +105,20 @@ def open_container(data: Any, name: str, rank: int | None, single: bool = False)
     hint = hint if isinstance(data, dict) else ""
     hint = f"; make numbers an array by np.asarray({name})" if isinstance(data, int | float) else hint
     raise TypeError(f"`{name}` is of type {type(data).__name__}, expected {ACCEPTED}{hint}.")
+
+
+def from_long(data: Any, name: str) -> tuple[tuple[Any, ...] | None, Any]:
+    """A long table of series, rows ``unique_id, ds`` and values: identifiers and a frame per series; anything else as it came, without identifiers.
+
+    Raises:
+        ValueError: a row without an identifier.
+    """
+    if not isinstance(data, pd.DataFrame) or not {"unique_id", "ds"} <= set(data.columns):
+        return None, data
+    if data["unique_id"].isna().any():
+        raise ValueError(f"`{name}` has rows without a `unique_id`; fill or drop them")
+    groups = list(data.groupby("unique_id", sort=False))
+    return tuple(key for key, _ in groups), [group.drop(columns="unique_id").set_index("ds").rename_axis("time") for _, group in groups]
 
 
 def given_times(times: Any, opened: Opened, name: str) -> list[pd.Index]:

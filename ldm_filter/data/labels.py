@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm_filter.data.containers import ACCEPTED, Opened, default_names, given_times, open_container
+from ldm_filter.data.containers import ACCEPTED, Opened, default_names, from_long, given_times, open_container
 from ldm_filter.data.times import median_step, time_kind
 from ldm_filter.types import Labels, Sequences
 
@@ -56,9 +56,12 @@ def parse(
     """
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`dtype` is {dtype}, expected torch.float32 or torch.float64.")
+    identifiers, data = from_long(data, name)
     ragged = isinstance(data, list | tuple)
     rank = None if expected is None else len(expected.event_dims)
     opened = _open_list(data, name, rank) if ragged else open_container(data, name, rank)
+    if identifiers is not None:
+        opened.kind, opened.series = "long", identifiers
     if times is not None:
         opened.times = given_times(times, opened, name)
     if expected is not None:

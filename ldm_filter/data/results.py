@@ -18,10 +18,10 @@ import xarray as xr
 from torch import Tensor
 
 from ldm_filter.data.containers import channel_name
-from ldm_filter.data.times import future_times, naive_utc, time_zone
+from ldm_filter.data.times import naive_utc, time_zone
 from ldm_filter.types import Labels, Sequences
 
-__all__ = ["Fields", "estimate_output", "file_attrs", "forecast_output", "to_dataset"]
+__all__ = ["Fields", "check_levels", "column_labels", "estimate_output", "file_attrs", "normal_width", "to_dataset", "to_datasets", "to_numpy"]
 
 Fields = Mapping[str, tuple[tuple[str, ...], Tensor]]
 
@@ -53,19 +53,9 @@ def to_dataset(
     return _datasets({**fields, "observed": (dims, mask)}, labels, labels.times, attrs or {}, coords or {})
 
 
-def forecast_output(mean: Tensor, std: Tensor, levels: Iterable[float], labels: Labels) -> Any:
-    """Forecasts of the steps that follow the data, in the container that the data came in.
-
-    Args:
-        mean: ``(series, horizon, *event)`` in the units of the data.
-        std: standard deviation, of the same shape.
-        levels: central intervals mean +- z(level) std, each level in (0, 1).
-        labels: labels of the data that the forecast starts from.
-
-    Returns:
-        As `estimate_output`, at the times that continue the data's own.
-    """
-    return estimate_output(mean, std, levels, labels, times=future_times(labels, mean.shape[1]), name="forecast")
+def to_datasets(fields: Fields, labels: Labels, times: tuple[pd.Index, ...], coords: Mapping[str, Any]) -> xr.Dataset | list[xr.Dataset]:
+    """As :func:`to_dataset`, at other times than the data's."""
+    return _datasets(fields, labels, times, {}, coords)
 
 
 def estimate_output(
@@ -89,18 +79,18 @@ def estimate_output(
     Raises:
         ValueError: a level outside (0, 1) or given twice; shapes that do not fit the labels.
     """
-    levels = _check_levels(levels)
+    levels = check_levels(levels)
     times = labels.times if times is None else times
     if mean.shape != std.shape or mean.shape[0] != len(times) or mean.shape[2:] != tuple(labels.attrs["event_shape"]):
         expected = (len(times), "time", *labels.attrs["event_shape"])
         raise ValueError(f"`mean` has shape {tuple(mean.shape)} and `std` {tuple(std.shape)}, expected both {expected} as the labels say.")
     if labels.kind == "frame":
-        frames = [_table(_numpy(mean)[i, : len(index)], _numpy(std)[i, : len(index)], levels, labels, index) for i, index in enumerate(times)]
+        frames = [_table(to_numpy(mean)[i, : len(index)], to_numpy(std)[i, : len(index)], levels, labels, index) for i, index in enumerate(times)]
         return frames if labels.ragged else frames[0]
     dims = ("series", "time", *labels.event_dims)
     fields = {f"{name}_mean": (dims, mean), f"{name}_std": (dims, std)}
     if levels:
-        half_width = std.unsqueeze(-1) * std.new_tensor([_quantile(level) for level in levels])
+        half_width = std.unsqueeze(-1) * std.new_tensor([normal_width(level) for level in levels])
         fields[f"{name}_lo"] = ((*dims, "level"), mean.unsqueeze(-1) - half_width)
         fields[f"{name}_hi"] = ((*dims, "level"), mean.unsqueeze(-1) + half_width)
     return _datasets(fields, labels, times, {}, {"level": list(levels)} if levels else {})
@@ -164,17 +154,17 @@ def _one_dataset(
 
 def _event_coords(labels: Labels) -> dict[str, Any]:
     if labels.channels:
-        return {labels.event_dims[0]: _columns(labels)}
+        return {labels.event_dims[0]: column_labels(labels)}
     return dict(labels.attrs.get("coords", {}))
 
 
-def _columns(labels: Labels) -> list[Any]:
+def column_labels(labels: Labels) -> list[Any]:
     """The channels as the user labelled them; tuples by their joined name."""
     return [channel_name(column) if isinstance(column, tuple) else column for column in labels.attrs["columns"]]
 
 
 def _expanded(name: str, dims: tuple[str, ...], tensor: Tensor, sizes: Mapping[str, int]) -> np.ndarray:
-    array = _numpy(tensor)
+    array = to_numpy(tensor)
     if array.ndim != len(dims):
         raise ValueError(f"`fields[{name!r}]` has shape {array.shape}, expected one axis for each of the dims {dims}.")
     shape = tuple(sizes[dim] if dim in sizes and size == 1 else size for dim, size in zip(dims, array.shape, strict=True))
@@ -184,7 +174,8 @@ def _expanded(name: str, dims: tuple[str, ...], tensor: Tensor, sizes: Mapping[s
     return np.broadcast_to(array, shape) if shape != array.shape else array
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """On the CPU, half precision as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
 
@@ -195,23 +186,24 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def _table(mean: np.ndarray, std: np.ndarray, levels: tuple[float, ...], labels: Labels, index: pd.Index) -> pd.DataFrame:
     """Columns (channel, statistic) of one series; ``mean`` and ``std`` are ``(time, channel)``."""
     columns: dict[tuple[Any, str], np.ndarray] = {}
-    for i, channel in enumerate(_columns(labels)):
+    for i, channel in enumerate(column_labels(labels)):
         columns[channel, "mean"], columns[channel, "std"] = mean[:, i], std[:, i]
         for level in levels:
-            half_width = _quantile(level) * std[:, i]
+            half_width = normal_width(level) * std[:, i]
             columns[channel, f"lo-{100 * level:g}"] = mean[:, i] - half_width
             columns[channel, f"hi-{100 * level:g}"] = mean[:, i] + half_width
     names = pd.MultiIndex.from_tuples(list(columns), names=["channel", "statistic"])
     return pd.DataFrame(np.stack(list(columns.values()), axis=1), index=index, columns=names)
 
 
-def _quantile(level: float) -> float:
+def normal_width(level: float) -> float:
     """z such that mean +- z std holds the share ``level`` of a Gaussian."""
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def _check_levels(levels: Iterable[float]) -> tuple[float, ...]:
+def check_levels(levels: Iterable[float], name: str = "levels") -> tuple[float, ...]:
+    """Different shares between 0 and 1."""
     found = tuple(float(level) for level in levels)
     if not all(0 < level < 1 for level in found) or len(set(found)) < len(found):
-        raise ValueError(f"`levels` is {found}, expected different shares between 0 and 1 such as (0.8, 0.95).")
+        raise ValueError(f"`{name}` is {found}, expected different shares between 0 and 1 such as (0.8, 0.95).")
     return found

@@ -17,7 +17,7 @@ from ldm_filter.types import Context, Labels, Sequences
 
 __all__ = ["Inputs", "fit_context", "future_context", "known_inputs", "parse_inputs", "timed", "to_device"]
 
-LABELLED = ("frame", "dataarray", "dataset")
+LABELLED = ("frame", "long", "dataarray", "dataset")
 
 
 class Inputs(NamedTuple):

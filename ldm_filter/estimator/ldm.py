@@ -123,7 +123,7 @@ class LDMFilter(Queries):
         settings.check(self.get_params())
         settings.check_counts(epochs=epochs, batch_size=batch_size)
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
-        self.labels_, self.input_labels_ = labels, None
+        self.labels_, self.input_labels_, self.calibration_ = labels, None, None
         if inputs is not None:
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
             sequences = sequences._replace(context=Context(inputs=known.past))

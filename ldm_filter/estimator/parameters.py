@@ -14,6 +14,7 @@ from ldm_filter.data.labels import parse
 from ldm_filter.data.results import to_dataset
 from ldm_filter.estimator import settings
 from ldm_filter.estimator.context import Inputs, known_inputs, timed
+from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.estimator.inference import Run, result_fields, run_filter
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
@@ -36,6 +37,7 @@ class Parameters:
     readout_: Readout
     target_readout_: Readout | None
     target_names_: list[str]
+    calibration_: Calibration | None = None
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration to one ``.safetensors`` file."""

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Series
 from typing import Any
 
 import numpy as np
 import torch
 from filterpy.kalman import KalmanFilter
 
-from ldm_filter.data.results import forecast_output, to_dataset
+from ldm_filter.data.results import to_dataset
 from ldm_filter.estimator import settings
-from ldm_filter.estimator.context import future_context, to_device
+from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.diagnosis import Diagnosis, diagnose
+from ldm_filter.estimator.forecasts import Forecasts
 from ldm_filter.estimator.handover import as_filterpy
-from ldm_filter.estimator.inference import last_belief, observation_moments, result_fields, run_filter
-from ldm_filter.estimator.parameters import Parameters
+from ldm_filter.estimator.inference import observation_moments, result_fields
 from ldm_filter.online import OnlineFilter
 from ldm_filter.types import Context, Gaussian
 
 __all__ = ["Queries"]
 
 
-class Queries(Parameters):
+class Queries(Forecasts):
     """The methods of :class:`~ldm_filter.LDMFilter` that need a fitted model."""
 
     def filter(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
@@ -46,27 +45,6 @@ class Queries(Parameters):
     def smooth(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
         """As :meth:`filter`, with ``smoothed_mean`` and ``smoothed_cov``; the reconstruction is then that of the smoothed states."""
         return self._dataset(self._run(data, inputs, times, smooth=True))
-
-    def forecast(self, data: Any, horizon: int, levels: Series[float] = (0.8, 0.95), inputs: Any = None, times: Any = None) -> Any:
-        """The observations 1 to ``horizon`` steps after the data, with prediction intervals.
-
-        Returns:
-            For a DataFrame a DataFrame with columns ``(channel, mean | std | lo-80 | hi-80 | ...)`` and the continued index; else a Dataset
-            ``forecast_mean, forecast_std, forecast_lo, forecast_hi``.
-
-        Raises:
-            ValueError: horizon below 1 or a level outside (0, 1).
-        """
-        settings.check_counts(horizon=horizon)
-        model = self._model()
-        sequences, labels, known = self._read(data, inputs, times, horizon)
-        run = run_filter(model, sequences, labels)
-        ahead = future_context(model.dynamics, labels, self.labels_, horizon, known)
-        ahead = to_device(ahead, model.encoder.center.device)
-        with torch.no_grad():
-            states = model.dynamics.forecast(last_belief(run), horizon, ahead)
-            mean, std = observation_moments(model, self.readout_, states, ahead)
-        return forecast_output(mean, std, levels, labels)
 
     def sample(self, data: Any = None, num_paths: int = 1, steps: int | None = None, seed: int = 0, inputs: Any = None, times: Any = None) -> Any:
         """Draw paths: of the posterior given data, or of the prior for ``steps`` steps without.

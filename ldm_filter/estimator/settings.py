@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.data.labels import describe, from_description
 from ldm_filter.estimator.fitting import build
+from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
@@ -128,6 +129,8 @@ def to_checkpoint(estimator: Parameters) -> tuple[dict[str, Tensor], dict[str, A
     if estimator.target_readout_ is not None:
         owners["target_readout"] = estimator.target_readout_
     tensors = {f"{owner}.{name}": tensor for owner, module in owners.items() for name, tensor in module.state_dict().items()}
+    if estimator.calibration_ is not None:
+        tensors["calibration.widths"] = estimator.calibration_.widths
     config = {
         "params": json.loads(to_json(estimator.get_params())),
         "labels": describe(estimator.labels_),
@@ -161,6 +164,8 @@ def from_checkpoint(cls: type[Estimator], tensors: dict[str, Tensor], config: di
         readout.to(where).requires_grad_(False)
     estimator.readout_, estimator.target_readout_ = readouts["readout"], readouts.get("target_readout")
     estimator.target_names_ = list(config["targets"])
+    if "calibration.widths" in tensors:
+        estimator.calibration_ = Calibration(tensors["calibration.widths"])
     estimator.history_ = History(**config["history"])
     return estimator
 

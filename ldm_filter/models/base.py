@@ -85,9 +85,11 @@ class Dynamics(nn.Module):
         """The states 1 to ``horizon`` steps after a belief ``(B, n)``; the context is that of the future steps, all of its dt count."""
         return kalman.forecast(self.state_space(context), belief, horizon)
 
-    def prior_paths(self, steps: int, generator: torch.Generator, num_paths: int = 1, context: Context = NO_CONTEXT) -> Tensor:
-        """Draws of the state from the model alone, ``(num_paths, b, T, n)``."""
-        return kalman.sample_paths(self.state_space(context), steps, generator, num_paths)
+    def prior_paths(
+        self, steps: int, generator: torch.Generator, num_paths: int = 1, context: Context = NO_CONTEXT, initial: Gaussian | None = None
+    ) -> Tensor:
+        """Draws of the state from the model alone, ``(num_paths, b, T, n)``, or from a belief about the first of the steps."""
+        return kalman.sample_paths(self._started(context, initial), steps, generator, num_paths)
 
     def posterior_paths(self, result: FilterResult, generator: torch.Generator, num_paths: int = 1, context: Context = NO_CONTEXT) -> Tensor:
         """Draws of the state given the whole series, ``(num_paths, B, T, n)``."""

@@ -11,8 +11,9 @@ import torch
 import xarray as xr
 
 from ldm_filter.data import io, parse
+from ldm_filter.data.forecasts import forecast_output
 from ldm_filter.data.io import read, write
-from ldm_filter.data.results import forecast_output, to_dataset
+from ldm_filter.data.results import to_dataset
 
 CHANGE = pd.date_range("2024-10-26 22:00", periods=6, freq="h", tz="Europe/Berlin", name="when")
 

@@ -13,7 +13,8 @@ import xarray as xr
 from scipy.stats import norm
 
 from ldm_filter.data import parse
-from ldm_filter.data.results import estimate_output, file_attrs, forecast_output, to_dataset
+from ldm_filter.data.forecasts import forecast_output
+from ldm_filter.data.results import estimate_output, file_attrs, to_dataset
 
 DAYS = pd.date_range("2024-03-29", periods=5, freq="D", tz="Europe/Berlin", name="when")
 
