@@ -30,6 +30,17 @@ def test_readme_example_stands_early_and_runs(tmp_path: Path) -> None:
     assert "NIS / m" in run(example.group(1).replace("epochs=20", "epochs=4, progress=False"), tmp_path)
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_links_to_is_there(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        place, _, section = target.partition("#")
+        page = path.parent / place if place else path
+        if "://" not in target:
+            assert page.exists(), f"{target} is not there"
+            headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE) if section else []
+            assert not section or section in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     notebook = jupytext.read(path)
