@@ -74,10 +74,18 @@ the times that continue the data's; write it as .csv or .parquet. For arrays and
 MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("state_dim", int, 4, "size of the latent state; a motion that holds k frequencies needs 2 k"),
     ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
-    ("encoder", str, "auto", "auto, mlp or conv (for frames)"),
+    ("encoder", str, "auto", "auto, mlp, conv (for frames) or linear"),
     ("dynamics", str, "linear", "linear, or continuous for irregular times"),
     ("noise", str, "constant", "of the measurement: constant, or input (a network of the observation: noisy ones count for less)"),
-    ("objective", str, "auto", "entropy estimator: auto, log-det, conditional-log-det, knn, kde, jacobian or stop-gradient"),
+    (
+        "objective",
+        str,
+        "auto",
+        "entropy estimator: auto, log-det, conditional-log-det, scale-mixture, knn, kde, jacobian, stop-gradient; "
+        "or a method: kalman, ica, temporal-ica, vicreg, vicreg-hinge, simclr, cpc, byol, simsiam, jepa",
+    ),
+    ("latent_model", str, "auto", "what predicts the latents in training: auto or dynamics (the filter), recurrent, pair, pair-predictor or sources"),
+    ("space", str, "plane", "where the latents live: plane, or sphere"),
     ("mutual_information", bool, True, "maximise F_MI (true) or F_LDM (false)"),
     ("readout", str, "auto", "from the state back to the data: auto, linear or mlp"),
     ("transition_cov", str, "full", "full or diagonal"),

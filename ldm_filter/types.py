@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Context", "FilterResult", "Gaussian", "Labels", "Sequences", "SmootherResult", "StateSpace"]
+__all__ = [
+    "Context",
+    "FilterResult",
+    "Gaussian",
+    "Labels",
+    "Prediction",
+    "Sequences",
+    "SmootherResult",
+    "Sources",
+    "StateSpace",
+    "VonMisesFisher",
+]
 
 
 class Context(NamedTuple):
@@ -71,6 +82,44 @@ class StateSpace(NamedTuple):
     observation_matrix: Tensor
     observation_offset: Tensor
     initial: Gaussian
+
+
+class VonMisesFisher(NamedTuple):
+    """A batch of von Mises-Fisher distributions on the unit sphere, p(z) = C_D(kappa) exp(kappa mu'z).
+
+    Attributes:
+        direction: mu, ``(..., D)``, of unit length.
+        concentration: kappa, positive, broadcasts against the leading dimensions of ``direction``.
+    """
+
+    direction: Tensor
+    concentration: Tensor
+
+
+class Sources(NamedTuple):
+    """A batch of independent sources, p(z) = prod_d p_d(z_d - location_d).
+
+    Attributes:
+        location: ``(..., D)``.
+        family: ``"gaussian" | "logistic" | "laplace"``, the density p_d in its standard form (scale 1).
+    """
+
+    location: Tensor
+    family: str
+
+
+class Prediction(NamedTuple):
+    """p(z_t | z_<t) of every step in closed form: what a latent model that is no linear state-space model hands to the objective.
+
+    Attributes:
+        density: of z_t ``(B, T, m)``; a covariance or concentration may be shared. Entry t depends on the latents before t only, and
+            a Gaussian includes R_t where the model knows of it.
+        counted: bool ``(B, T)``, the steps that have a prediction: those observed, for a model of pairs those with an observed
+            neighbour before them.
+    """
+
+    density: Gaussian | VonMisesFisher | Sources
+    counted: Tensor
 
 
 class FilterResult(NamedTuple):

@@ -121,6 +121,8 @@ def test_every_model_option_arrives(tmp_path: Path, folder: Path, monkeypatch: p
         "devices": 2,
         "precision": "bf16-mixed",
         "dynamics": "other",
+        "latent_model": "pair",
+        "space": "sphere",
         "epochs": 9,
         "batch_size": 8,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,10 @@ from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout, fit_readout
+from ldm_filter.models.recurrent import build_predictor
 from ldm_filter.models.subspace import canonical_variates
 from ldm_filter.objectives.objective import Objective
+from ldm_filter.objectives.presets import compose
 from ldm_filter.training import History, TrainingOptions, train
 from ldm_filter.types import Context, Gaussian, Sequences
 
@@ -34,6 +36,7 @@ __all__ = [
     "build",
     "common_scale",
     "finish",
+    "fit_dynamics",
     "fit_observation_readout",
     "initialise",
     "make_plan",
@@ -71,13 +74,19 @@ def build(
     if config["dynamics"] == "matrices":
         return empty_model(config["state_dim"], event_shape[0], input_dim, dtype)
     generator = torch.Generator().manual_seed(config["seed"])
+    choices = {name: config[name] for name in ("objective", "latent_model", "space", "mutual_information", "noise")}
+    chosen = compose(**choices, square=True)  # the space and the latent model do not depend on what is square
+    space, settings = chosen.objective.space, dict(chosen.settings)
+    if chosen.latent_model == "sources" and encoder == "auto":
+        encoder = "linear"
     with torch.random.fork_rng(devices=[]):  # torch's layers draw their starting values from the global generator
         torch.manual_seed(config["seed"])
-        measure = Encoder(event_shape, latent_dim, encoder, config["noise"])
+        measure = Encoder(event_shape, latent_dim, encoder, config["noise"], space)
+        predictor = None if chosen.latent_model == "dynamics" else build_predictor(chosen.latent_model, latent_dim, space, **settings)
     kind = ContinuousDynamics if config["dynamics"] == "continuous" else LinearDynamics
     sizes = config["state_dim"], latent_dim
     dynamics = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
-    return LatentFilter(measure, dynamics).to(dtype)
+    return LatentFilter(measure, dynamics, predictor).to(dtype)
 
 
 def make_plan(
@@ -114,10 +123,17 @@ def initialise(model: LatentFilter, sequences: Sequences) -> None:
     mean, std = statistics(sequences)
     values, observed = _rows(sequences)
     model.encoder.fit_normalisation(values, observed, mean.to(values.dtype), std.to(values.dtype))
+    if model.predictor is None:
+        _start_dynamics(model, sequences)
+
+
+def _start_dynamics(model: LatentFilter, sequences: Sequences) -> None:
+    """Dynamics and a constant R by subspace identification of the present latents."""
     if not model.dynamics.learned_observation:
         return
     pieces = next(Windows(sequences, min(200, int(sequences.lengths.max()))).batches(max(1, 100_000 // 200), shuffle=False))
-    measurements, seen = model.encode(pieces.values, pieces.observed)
+    device = model.encoder.center.device
+    measurements, seen = model.encode(pieces.values.to(device), pieces.observed.to(device))
     latents = _without_inputs(model, measurements.mean, seen, pieces.context)
     dt, dynamics = sequences.context.dt, model.dynamics
     interval = 1.0 if dt is None or not isinstance(dynamics, AffineDynamics) else float(dt[:, 1:].mean()) / dynamics.interval
@@ -159,6 +175,31 @@ def run_training(model: LatentFilter, objective: Objective, plan: Plan, options:
     validation = None if held_out is None else lambda _: held_out.batches(max(plan.batch_size, 64), shuffle=False)
     updates = len(plan.training.epoch(plan.batch_size, torch.Generator().manual_seed(options.seed)))
     return train(model, objective, batches, updates, options, validation)
+
+
+def fit_dynamics(model: LatentFilter, plan: Plan, options: TrainingOptions, history: History) -> None:
+    """After training with another latent model: the linear-Gaussian filter of the latents that it found, the encoder held fixed.
+
+    Subspace identification, then the filter's likelihood (with a fixed encoder the entropy is a constant).
+    """
+    model.predictor = None
+    with torch.no_grad():
+        values, observed = _rows(plan.training.sequences, 5000)
+        device = model.encoder.center.device
+        measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))
+        latents = measurements.mean[seen]
+        model.encoder.rescale(latents.mean(0), latents.std(0))
+        _start_dynamics(model, plan.training.sequences)
+    own = [*model.encoder.linear.parameters(), *model.encoder.network.parameters()]
+    trainable = [parameter for parameter in own if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    found = run_training(model, Objective("log-det"), plan, replace(options, mask_rate=0.0))
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    name = "validation_alignment" if "validation_alignment" in found.epochs[-1] else "alignment"
+    row = found.epochs[max(found.best_epoch, 0)]
+    history.events += [f"the filter of these latents: {row[name]:.3f} nats per step, in epoch {row['epoch']:.0f} of its own", *found.events]
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.known import known_labels, known_model, known_readout, matrices_of
 from ldm_filter.estimator.queries import Queries
 from ldm_filter.models.readout import fit_readout, split_off
-from ldm_filter.objectives.objective import Objective, resolve_objective
 from ldm_filter.training import History, TrainingOptions
 from ldm_filter.types import Context, Gaussian, Sequences
 
@@ -33,12 +32,17 @@ class LDMFilter(Queries):
     Args:
         state_dim: n, the size of the latent state. A motion that holds k frequencies needs 2 k.
         latent_dim: m, the size of the encoder's output; default the state's, at most the number of entries of one observation.
-        encoder: ``"auto"``, ``"mlp"``, ``"conv"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
+        encoder: ``"auto"``, ``"mlp"``, ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
             equation, for irregular times.
         noise: ``"constant"`` measurement covariance, or ``"input"``: a network of the observation, so noisy frames count for less.
-        objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"knn"``, ``"kde"``, ``"jacobian"`` (exact,
-            for as many latents as channels) or ``"stop-gradient"``.
+        objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"scale-mixture"``, ``"knn"``, ``"kde"``,
+            ``"jacobian"`` (exact, for as many latents as channels) or ``"stop-gradient"``; or a named method, which chooses the three below as well:
+            ``"kalman"``, ``"ica"``, ``"temporal-ica"``, ``"vicreg"``, ``"vicreg-hinge"``, ``"simclr"``, ``"cpc"``, ``"byol"``, ``"simsiam"``,
+            ``"jepa"``. See docs/objectives.md for when to use which.
+        latent_model: what predicts the latents in training: ``"auto"``, the filter itself, or ``"recurrent"``, ``"pair"``, ``"pair-predictor"``,
+            ``"sources"``. With these the filter is fitted to the latents afterwards.
+        space: ``"plane"``, or ``"sphere"`` for latents of unit length.
         mutual_information: maximise F_MI (default) or F_LDM.
         readout: ``"auto"``, ``"linear"`` or ``"mlp"``: from the state back to the data, fitted after training.
         transition_cov: ``"full"`` or ``"diagonal"`` Q.
@@ -69,6 +73,8 @@ class LDMFilter(Queries):
         dynamics: str = "linear",
         noise: str = "constant",
         objective: str = "auto",
+        latent_model: str = "auto",
+        space: str = "plane",
         mutual_information: bool = True,
         readout: str = "auto",
         transition_cov: str = "full",
@@ -84,7 +90,8 @@ class LDMFilter(Queries):
         precision: str | None = None,
     ) -> None:
         self.state_dim, self.latent_dim, self.encoder, self.dynamics = state_dim, latent_dim, encoder, dynamics
-        self.noise, self.objective, self.mutual_information = noise, objective, mutual_information
+        self.noise, self.objective, self.latent_model = noise, objective, latent_model
+        self.space, self.mutual_information = space, mutual_information
         self.readout, self.transition_cov, self.observation, self.window = readout, transition_cov, observation, window
         self.learning_rate, self.dynamics_rate, self.mask_rate = learning_rate, dynamics_rate, mask_rate
         self.seed, self.device, self.dtype, self.devices, self.precision = seed, device, dtype, devices, precision
@@ -138,8 +145,11 @@ class LDMFilter(Queries):
         plan = fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed)
         fitting.initialise(model, plan.training.sequences)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
-        objective = Objective(resolve_objective(self.objective, self.noise, square), self.mutual_information)
-        self.history_ = fitting.run_training(model, objective, plan, self._options(plan, sequences, progress, log_path))
+        objective = settings.composition(self.get_params(), square).objective
+        options = self._options(plan, sequences, progress, log_path)
+        self.history_ = fitting.run_training(model, objective, plan, options)
+        if model.predictor is not None:
+            fitting.fit_dynamics(model, plan, options, self.history_)
         fitting.finish(model.eval(), plan)
         self.readout_ = fitting.fit_observation_readout(model, plan, self.readout, self.seed)
         self.target_readout_ = None

@@ -15,7 +15,7 @@ from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
-from ldm_filter.objectives.objective import resolve_objective
+from ldm_filter.objectives.presets import LATENT_MODELS, Composition, compose
 from ldm_filter.training import History
 from ldm_filter.types import Context, Gaussian, Sequences
 
@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "check_choice",
     "check_counts",
+    "composition",
     "default_mask_rate",
     "from_checkpoint",
     "observation_draws",
@@ -38,6 +39,8 @@ __all__ = [
 
 CHOICES = {
     "dynamics": ("linear", "continuous"),
+    "latent_model": ("auto", *LATENT_MODELS),
+    "space": ("plane", "sphere"),
     "noise": ("constant", "input"),
     "readout": ("auto", "linear", "mlp"),
     "transition_cov": ("full", "diagonal"),
@@ -56,7 +59,7 @@ def check(params: dict[str, Any]) -> None:
         raise ValueError("this LDMFilter was made from known matrices, and there is nothing to fit; make a new one with LDMFilter(state_dim)")
     for name, allowed in CHOICES.items():
         check_choice(name, params[name], allowed)
-    resolve_objective(params["objective"], params["noise"], square=True)  # whether it is square shows with the data
+    composition(params, square=True)  # whether it is square shows with the data
     check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
     if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
         raise ValueError(f"latent_dim is {params['latent_dim']}, expected at most state_dim = {params['state_dim']}; raise state_dim")
@@ -73,6 +76,12 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse what is not among the choices of an argument."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def composition(params: dict[str, Any], square: bool) -> Composition:
+    """Latent model and objective that the arguments of LDMFilter mean, or a ValueError with the reason why they mean nothing."""
+    names = ("objective", "latent_model", "space", "mutual_information", "noise")
+    return compose(**{name: params[name] for name in names}, square=square)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -155,7 +164,8 @@ def from_checkpoint(cls: type[Estimator], tensors: dict[str, Tensor], config: di
     labels = from_description(config["labels"])
     inputs = None if config.get("inputs") is None else from_description(config["inputs"])
     input_dim = 0 if inputs is None else len(inputs.channels)
-    model = build(tuple(labels.attrs["event_shape"]), params, params["encoder"], config["latent_dim"], params["dtype"], input_dim)
+    model = build(tuple(labels.attrs["event_shape"]), estimator.get_params(), params["encoder"], config["latent_dim"], params["dtype"], input_dim)
+    model.predictor = None  # it served in training
     model.load_state_dict(_of("model", tensors))
     estimator.model_, estimator.labels_, estimator.input_labels_ = model.to(where).eval(), labels, inputs
     readouts = {name: Readout(params["state_dim"] + input_dim, size, kind).to(params["dtype"]) for name, (kind, size) in config["readout"].items()}

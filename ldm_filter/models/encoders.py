@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm_filter.core.directional import normalise
 from ldm_filter.core.linalg import cholesky, round_cov
 from ldm_filter.models.factors import factor, unfactor
-from ldm_filter.models.networks import default_network
+from ldm_filter.models.networks import Mixing, default_network
 from ldm_filter.types import Gaussian
 
 __all__ = ["ConstantNoise", "Encoder", "InputNoise", "principal_components"]
@@ -33,8 +34,9 @@ class Encoder(nn.Module):
     Args:
         event_shape: shape of one observation, ``(channel,)`` or ``(y, x[, colour])``.
         latent_dim: m.
-        network: ``"auto" | "mlp" | "conv"`` or an ``nn.Module``.
+        network: ``"auto" | "mlp" | "conv" | "linear"`` (V alone) or an ``nn.Module``.
         noise: ``"constant"``: one full covariance; ``"input"``: diagonal, a network of the observation.
+        space: ``"plane"``, or ``"sphere"`` to bring V u + network(u) to unit length.
 
     Shapes:
         values, observed: ``(B, T, *event)``. Output mean ``(B, T, m)``, covariance ``(1, 1, m, m)`` where constant, else ``(B, T, m, m)``.
@@ -48,8 +50,11 @@ class Encoder(nn.Module):
     missing_cov: Tensor
     noise_scale: Tensor
 
-    def __init__(self, event_shape: Sequence[int], latent_dim: int, network: str | nn.Module = "auto", noise: str = "constant") -> None:
+    def __init__(
+        self, event_shape: Sequence[int], latent_dim: int, network: str | nn.Module = "auto", noise: str = "constant", space: str = "plane"
+    ) -> None:
         super().__init__()
+        self.space = space
         self.event_shape, self.latent_dim = tuple(event_shape), latent_dim
         size = math.prod(event_shape)
         self.linear = nn.Linear(size, latent_dim, bias=False)
@@ -93,6 +98,8 @@ class Encoder(nn.Module):
         batch = normalised.shape[:2]
         flat = normalised.flatten(0, 1)
         raw = self.linear(flat.flatten(1)) + self.network(flat, None if missing is None else missing.flatten(0, 1))
+        if self.space == "sphere":
+            raw = normalise(raw)
         return (self.gain * (raw - self.shift)).unflatten(0, batch)
 
     def log_volume(self, values: Tensor, observed: Tensor, most: int = 512) -> Tensor:
@@ -109,6 +116,7 @@ class Encoder(nn.Module):
         places = observed.flatten(2).all(-1).nonzero()
         if not len(places):
             raise ValueError("observed has no complete step in this batch, and the change of volume needs one; use a larger batch_size")
+        most = 1 if isinstance(self.network, Mixing) else most  # a linear map has one volume
         if len(places) > most:
             places = places[torch.linspace(0, len(places) - 1, most, device=places.device).round().long()]
         rows = ((values - self.center) / self.scale)[places[:, 0], places[:, 1]].flatten(1)
@@ -148,6 +156,8 @@ class Encoder(nn.Module):
         most = float(deviation.max())
         self.linear.weight.copy_(components / deviation.clamp_min(1e-3 * most + 1e-12)[:, None])
         _silence(self.network, deviation > 1e-6 * most)
+        if isinstance(self.network, Mixing):
+            self.network.start.copy_(self.linear.weight)
         if isinstance(self.noise, InputNoise):
             self.noise.fit_features(flat, None if missing is None else missing.flatten(1))
 

@@ -20,6 +20,7 @@ class LatentFilter(nn.Module):
     Args:
         encoder: observations ``(B, T, *event)`` and their mask -> :class:`~ldm_filter.types.Gaussian` measurements.
         dynamics: how the latent state moves, and so how measurements are filtered: see :class:`~ldm_filter.models.base.Dynamics`.
+        predictor: another latent model, ``(measurements, seen) -> Prediction``, that takes the dynamics' place in training.
 
     Shapes:
         values, observed: ``(B, T, *event)``. A step with no entry observed is skipped by the filter. context: of the same T steps.
@@ -28,11 +29,11 @@ class LatentFilter(nn.Module):
         ValueError: the encoder's latents are not those of the dynamics.
     """
 
-    def __init__(self, encoder: Encoder, dynamics: Dynamics) -> None:
+    def __init__(self, encoder: Encoder, dynamics: Dynamics, predictor: nn.Module | None = None) -> None:
         super().__init__()
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(f"encoder gives {encoder.latent_dim} latents, dynamics expect {dynamics.latent_dim}; use one latent_dim for both")
-        self.encoder, self.dynamics = encoder, dynamics
+        self.encoder, self.dynamics, self.predictor = encoder, dynamics, predictor
 
     def encode(self, values: Tensor, observed: Tensor) -> tuple[Gaussian, Tensor]:
         """Measurements and the steps ``(B, T)`` at which there is one."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Convolutional", "Custom", "Perceptron", "default_network"]
+__all__ = ["Convolutional", "Custom", "Mixing", "Perceptron", "default_network"]
 
 
 class Perceptron(nn.Module):
@@ -84,6 +84,23 @@ class Convolutional(nn.Module):
         return self.last(self.hidden(features))
 
 
+class Mixing(nn.Module):
+    """M V0 u: no network but a second linear map, behind the whitening V0 that the encoder's linear path starts from.
+
+    It reaches no map that the linear path alone would not reach; with inputs of unit covariance the gradient gets there.
+    """
+
+    start: Tensor
+
+    def __init__(self, event_shape: Sequence[int], out_dim: int) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(out_dim, out_dim))
+        self.register_buffer("start", torch.zeros(out_dim, math.prod(event_shape)))
+
+    def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
+        return values.flatten(1) @ self.start.mT @ self.mix.mT
+
+
 class Custom(nn.Module):
     """A user's own module: called with standardised values ``(N, *event)`` (missing entries are 0, the mean), gives ``(N, out_dim)``.
 
@@ -116,7 +133,7 @@ class Custom(nn.Module):
 
 
 def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: int) -> nn.Module:
-    """The trunk by name: ``"mlp"``, ``"conv"``, or ``"auto"`` (convolutional for frames of 32 x 32 and more), or the user's module.
+    """The trunk by name, ``"mlp"``, ``"conv"``, ``"linear"`` (no network) or ``"auto"`` (convolutional for frames of 32 x 32 and more), or a module.
 
     Raises:
         ValueError: an unknown name.
@@ -129,7 +146,9 @@ def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: 
         return Perceptron(event_shape, out_dim)
     if kind == "conv":
         return Convolutional(event_shape, out_dim)
-    raise ValueError(f'encoder is {kind!r}, expected "auto", "mlp", "conv" or an nn.Module')
+    if kind == "linear":
+        return Mixing(event_shape, out_dim)
+    raise ValueError(f'encoder is {kind!r}, expected "auto", "mlp", "conv", "linear" or an nn.Module')
 
 
 def _channels_first(frames: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["ENTROPIES", "conditional_log_det", "kde", "knn", "log_det"]
+from ldm_filter.objectives.samples import LOG_2PI, check, check_condition, covariance, digamma, gaussian_entropy, rank_by, spread, thin
+from ldm_filter.objectives.scale_mixture import scale_mixture
 
-LOG_2PI = math.log(2.0 * math.pi)
+__all__ = ["ENTROPIES", "conditional_log_det", "kde", "knn", "log_det", "nearest_neighbour_entropy", "variance_covariance"]
 
 
 def log_det(samples: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -38,8 +39,8 @@ def log_det(samples: Tensor, condition: Tensor | None = None) -> Tensor:
         >>> abs(float(log_det(z)) - (1 + LOG_2PI)) < 0.02
         True
     """
-    _check(samples, samples.shape[-1] + 1)
-    return _gaussian_entropy(samples.double().unsqueeze(0)).mean().to(samples.dtype)
+    check(samples, samples.shape[-1] + 1)
+    return gaussian_entropy(samples.double().unsqueeze(0)).mean().to(samples.dtype)
 
 
 def conditional_log_det(samples: Tensor, condition: Tensor | None = None, bins: int = 12) -> Tensor:
@@ -63,18 +64,15 @@ def conditional_log_det(samples: Tensor, condition: Tensor | None = None, bins: 
     """
     if condition is None:
         return log_det(samples)
-    _check(samples, samples.shape[-1] + 1)
-    if len(condition) != len(samples):
-        raise ValueError(f"condition has {len(condition)} rows, samples have {len(samples)}; give one level for each sample")
-    if not bool(torch.isfinite(condition).all()):
-        raise ValueError("condition holds a value that is not finite; give the logarithm of a positive noise level")
+    check(samples, samples.shape[-1] + 1)
+    check_condition(condition, samples)
     if bins < 1:
         raise ValueError(f"bins is {bins}, expected at least 1")
     bins = max(1, min(bins, len(samples) // (4 * (samples.shape[-1] + 1))))
     per_bin = len(samples) // bins
     # A remainder smaller than one bin is left out at evenly spread ranks, so that no noise level is favoured.
-    order = _order(condition.detach().reshape(len(condition), -1).mean(-1))[_spread(len(samples), per_bin * bins, samples.device)]
-    return _gaussian_entropy(samples[order].double().reshape(bins, per_bin, -1)).mean().to(samples.dtype)
+    order = rank_by(condition.detach().reshape(len(condition), -1).mean(-1))[spread(len(samples), per_bin * bins, samples.device)]
+    return gaussian_entropy(samples[order].double().reshape(bins, per_bin, -1)).mean().to(samples.dtype)
 
 
 def knn(samples: Tensor, condition: Tensor | None = None, k: int = 3, max_samples: int = 2048) -> Tensor:
@@ -97,17 +95,22 @@ def knn(samples: Tensor, condition: Tensor | None = None, k: int = 3, max_sample
     Raises:
         ValueError: k below 1, k + 1 samples are not there, or a sample that is not finite.
     """
+    return nearest_neighbour_entropy(samples, samples.shape[-1], k, max_samples)
+
+
+def nearest_neighbour_entropy(samples: Tensor, dim: int, k: int, max_samples: int) -> Tensor:
+    """The estimator of :func:`knn` for samples ``(N, D)`` that lie on a surface of ``dim`` dimensions."""
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1: the nearest other sample")
-    _check(samples, k + 1)
-    z = _thin(samples, max_samples)
-    n, dim = z.shape
+    check(samples, k + 1)
+    z = thin(samples, max_samples)
+    n = len(z)
     with torch.no_grad():  # the neighbour's identity carries no gradient; its distance, computed again below, does
         neighbour = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf).kthvalue(k, dim=-1).indices
     squared = (z - z[neighbour]).square().sum(-1)
     log_distance = 0.5 * squared.clamp_min(torch.finfo(z.dtype).tiny).log()
     log_ball = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1.0)
-    return dim * log_distance.mean() + log_ball + _digamma(n) - _digamma(k)
+    return dim * log_distance.mean() + log_ball + digamma(n) - digamma(k)
 
 
 def kde(samples: Tensor, condition: Tensor | None = None, bandwidth: float | None = None, max_samples: int = 2048) -> Tensor:
@@ -129,13 +132,13 @@ def kde(samples: Tensor, condition: Tensor | None = None, bandwidth: float | Non
     Raises:
         ValueError: fewer samples than dimensions, one that is not finite, or a bandwidth that is not positive.
     """
-    _check(samples, samples.shape[-1] + 1)
-    z = _thin(samples, max_samples).double()
+    check(samples, samples.shape[-1] + 1)
+    z = thin(samples, max_samples).double()
     n, dim = z.shape
     h = (4.0 / (n * (dim + 2.0))) ** (1.0 / (dim + 4.0)) if bandwidth is None else bandwidth
     if not h > 0.0:
         raise ValueError(f"bandwidth is {bandwidth}, expected a positive number; leave it out for Silverman's rule")
-    factor = h * torch.linalg.cholesky_ex(_covariance(z.unsqueeze(0))[0]).L
+    factor = h * torch.linalg.cholesky_ex(covariance(z.unsqueeze(0))[0]).L
     white = torch.linalg.solve_triangular(factor, (z - z.mean(0)).mT, upper=False).mT
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a'b: a difference of all pairs would need D times the memory; float64 bears the cancellation.
     norm = 0.5 * white.square().sum(-1)
@@ -144,54 +147,37 @@ def kde(samples: Tensor, condition: Tensor | None = None, bandwidth: float | Non
     return (log_scale - torch.logsumexp(energy, dim=-1).mean()).to(samples.dtype)
 
 
+def variance_covariance(
+    samples: Tensor, condition: Tensor | None = None, variance_weight: float = 25.0, covariance_weight: float = 1.0, floor: float = 1e-4
+) -> Tensor:
+    """VICReg's stand-in for an entropy: it holds the spread of every latent up to 1 and their covariances down.
+
+        -(mu v + nu c),   v = 1/D sum_d max(0, 1 - sqrt(Var z_d + floor)),   c = 1/D sum_{d != e} Cov(z_d, z_e)^2
+
+    Near unit covariance c is the log-determinant's second-order term, 1/2 log det C = 1/2 sum_d log C_dd - D/4 c + ... . It is no
+    entropy: not in nats, without the law of scale, blind to a spread above 1. Prefer log-det; this is here to reproduce the method.
+
+    Args:
+        samples: ``(N, D)``, N at least 2.
+        condition: ignored.
+        variance_weight, covariance_weight: mu and nu.
+        floor: added to the variances.
+
+    Source:
+        Bardes, Ponce and LeCun, arXiv 2105.04906, eqs. 1-4.
+    """
+    check(samples, 2)
+    cov = (samples - samples.mean(0)).mT @ (samples - samples.mean(0)) / (len(samples) - 1)
+    spread_lost = (1.0 - (cov.diagonal() + floor).sqrt()).clamp_min(0.0).mean()
+    shared = (cov.square().sum() - cov.diagonal().square().sum()) / samples.shape[1]
+    return -variance_weight * spread_lost - covariance_weight * shared
+
+
 ENTROPIES: dict[str, Callable[..., Tensor]] = {
     "log-det": log_det,
     "conditional-log-det": conditional_log_det,
+    "scale-mixture": scale_mixture,
     "knn": knn,
     "kde": kde,
 }
 """Estimators by the name that ``LDMFilter(objective=...)`` takes."""
-
-
-def _gaussian_entropy(groups: Tensor) -> Tensor:
-    """Entropy ``(G,)`` of the Gaussians fitted to groups ``(G, N, D)``."""
-    factor = torch.linalg.cholesky_ex(_covariance(groups)).L
-    dim = groups.shape[-1]
-    return 0.5 * dim * (1.0 + LOG_2PI) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def _covariance(groups: Tensor) -> Tensor:
-    """Covariances ``(G, D, D)`` with a ridge of 1e-10 of each variance, so that a collapsed latent costs a finite, steep amount."""
-    centred = groups - groups.mean(1, keepdim=True)
-    cov = centred.mT @ centred / groups.shape[1]
-    return cov + torch.diag_embed(1e-10 * cov.detach().diagonal(dim1=-2, dim2=-1) + 1e-30)
-
-
-def _order(level: Tensor) -> Tensor:
-    """Ranks samples by level. Equal levels come in a fixed scrambled order: neighbours in time alike fill no bin of their own."""
-    golden = 0.5 * (5.0**0.5 - 1.0)
-    scrambled = (torch.arange(len(level), device=level.device, dtype=torch.float64) * golden).frac().argsort()
-    return scrambled[level[scrambled].argsort(stable=True)]
-
-
-def _spread(count: int, most: int, device: torch.device) -> Tensor:
-    """``most`` places spread evenly over ``range(count)``."""
-    return torch.linspace(0, count - 1, most, device=device, dtype=torch.float64).round().long()
-
-
-def _thin(samples: Tensor, most: int) -> Tensor:
-    return samples if len(samples) <= most else samples[_spread(len(samples), most, samples.device)]
-
-
-def _digamma(x: int) -> float:
-    return float(torch.digamma(torch.tensor(float(x), dtype=torch.float64)))
-
-
-def _check(samples: Tensor, least: int) -> None:
-    if samples.ndim != 2:
-        raise ValueError(f"samples have shape {tuple(samples.shape)}, expected (N, D); flatten series and time first")
-    if len(samples) < least:
-        raise ValueError(f"samples hold {len(samples)} rows in {samples.shape[-1]} dimensions, at least {least} are needed; use a larger batch")
-    if not bool(torch.isfinite(samples).all()):
-        row = int((~torch.isfinite(samples).all(-1)).nonzero()[0, 0])
-        raise ValueError(f"samples are not finite in row {row} of {len(samples)}; the encoder's output has overflowed or holds NaN")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm_filter.objectives.entropy import ENTROPIES
-from ldm_filter.objectives.latent_models import kalman_log_density
-from ldm_filter.types import Gaussian, StateSpace
+from ldm_filter.objectives.entropy import ENTROPIES, variance_covariance
+from ldm_filter.objectives.latent_models import kalman_log_density, prediction_log_density
+from ldm_filter.objectives.spherical import SPHERE_ENTROPIES, vmf_cross_entropy
+from ldm_filter.types import Gaussian, Prediction, StateSpace, VonMisesFisher
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveValue", "resolve_objective"]
+__all__ = ["ESTIMATORS", "Objective", "ObjectiveValue"]
 
-OBJECTIVES = ("auto", *ENTROPIES, "jacobian", "stop-gradient")
+ESTIMATORS: dict[str, tuple[str, ...]] = {
+    "plane": (*ENTROPIES, "variance-covariance", "jacobian", "stop-gradient"),
+    "sphere": (*SPHERE_ENTROPIES, "info-nce", "stop-gradient"),
+}
+"""Names of entropy estimators by the space that the latents live in."""
 
 
 class ObjectiveValue(NamedTuple):
@@ -34,21 +40,33 @@ def _no_gather(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """Predictive latent distribution matching with a Kalman latent model.
+    """Predictive latent distribution matching, for any latent model and estimator.
 
         F_MI  = < log P(z_t | z_<t) > + H[z_t]                                               (eq. 13)
         F_LDM = < log P(z_t | z_<t) > + H[z_t | z_{t-1}],   H[z_t | z_{t-1}] = H[z_t, z_{t-1}] - H[z_{t-1}]   (eq. 12, one lag)
 
-    F is unchanged when z, A, Q and R are rescaled together. The gauge term, 1/2 sum_d (mean^2 + var - 1 - log var), pins every
-    latent to zero mean and unit variance; along the invariance it costs the objective nothing, and it keeps estimators that
-    ignore the scale (stop-gradient) bounded.
+    A model of pairs may instead have a flat prior over the earlier latent, log P(z_t, z_{t-1}) = log P(z_t | z_{t-1}) + const:
+
+        F_MI  = < log P(z_t | z_{t-1}) > + H[z_t] + H[z_{t-1}]       F_LDM = < log P(z_t | z_{t-1}) > + H[z_t, z_{t-1}]   (eqs. 6, 5)
+
+    With a state-space model F is unchanged when z, A, Q and R are rescaled together. The gauge term, 1/2 sum_d (mean^2 + var - 1 - log
+    var), pins every latent to zero mean and unit variance; along the invariance it costs the objective nothing, and it keeps estimators
+    that ignore the scale (stop-gradient) bounded.
 
     Attributes:
-        entropy: a name of :data:`~ldm_filter.objectives.entropy.ENTROPIES`; ``"jacobian"``, the change of variables
-            H[z] = H[u] + < log |det dz/du| >, u the standardised data, exact for as many latents as channels (H[u] does not depend on
-            the encoder and is left out, so that F is the mean log-likelihood of the data); or ``"stop-gradient"`` (eq. 14, no entropy term).
+        entropy: a name of :data:`ESTIMATORS`. Of those that are no function of the samples alone:
+            ``"jacobian"``, the change of variables H[z] = H[u] + < log |det dz/du| >, u the standardised data, exact for as many latents
+            as channels (H[u] does not depend on the encoder and is left out, so that F is the mean log-likelihood of the data);
+            ``"stop-gradient"`` (eq. 14, no entropy term); ``"info-nce"``, the kernel density at the predicted directions.
         mutual_information: F_MI (True) or F_LDM (False). Stop-gradient is F_LDM by construction and takes no notice.
-        gauge_weight: weight of the gauge term.
+        gauge_weight: weight of the gauge term; on the sphere there is none.
+        space: ``"plane"`` or ``"sphere"``, where the latents live.
+        prior: ``"empirical"`` or ``"flat"``, over the earlier latent of a pair.
+        pooled: with a flat prior, whether H[z_t] + H[z_{t-1}] is twice the entropy of all latents, or each has its own samples.
+        options: keyword arguments of the estimator (``k``, ``bandwidth``, ``concentration``, ``bins``, ...).
+
+    Raises:
+        ValueError: an estimator that has no meaning there; the message gives the reason.
 
     Source:
         Mikulasch and Zenke, arXiv 2605.03517.
@@ -57,12 +75,28 @@ class Objective:
     entropy: str = "log-det"
     mutual_information: bool = True
     gauge_weight: float = 1.0
+    space: str = "plane"
+    prior: str = "empirical"
+    pooled: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.entropy not in OBJECTIVES[1:]:
-            raise ValueError(f"entropy is {self.entropy!r}, expected one of {', '.join(OBJECTIVES[1:])}")
+        if self.space not in ESTIMATORS:
+            raise ValueError(f"space is {self.space!r}, expected 'plane' or 'sphere'")
+        if self.entropy not in ESTIMATORS[self.space]:
+            raise ValueError(f"entropy is {self.entropy!r}, expected one of {', '.join(ESTIMATORS[self.space])} on the {self.space}{self._why_not()}")
+        if self.prior not in ("empirical", "flat"):
+            raise ValueError(f"prior is {self.prior!r}, expected 'empirical' or 'flat'")
+        if self.prior == "flat" and self.entropy in ("stop-gradient", "info-nce"):
+            raise ValueError(f"prior is 'flat', but {self.entropy} has no estimate of the earlier latent's entropy; use prior='empirical'")
+        if self.entropy in ("variance-covariance", "info-nce") and not self.mutual_information:
+            raise ValueError(f"{self.entropy} stands for the entropy of one step and has no joint form; use mutual_information=True")
         if not 0.0 <= self.gauge_weight < math.inf:
             raise ValueError(f"gauge_weight is {self.gauge_weight}, expected a number of at least 0")
+
+    def _why_not(self) -> str:
+        elsewhere = self.space == "sphere" and self.entropy in ESTIMATORS["plane"]
+        return "; points of a sphere fill no volume, so that a covariance or a Jacobian says nothing of their entropy" if elsewhere else ""
 
     @property
     def needs_volume(self) -> bool:
@@ -76,7 +110,7 @@ class Objective:
 
     def __call__(
         self,
-        model: StateSpace | Tensor,
+        model: StateSpace | Tensor | Prediction,
         measurements: Gaussian,
         observed: Tensor,
         gather: Callable[[Tensor], Tensor] = _no_gather,
@@ -85,7 +119,8 @@ class Objective:
         """Evaluate on a batch.
 
         Args:
-            model: the latent model where it is a state-space model, or else log P(z_t | z_<t) ``(B, T)`` that a model gave, 0 at unobserved steps.
+            model: the latent model where it is a state-space model; or else what a model gave: log P(z_t | z_<t) ``(B, T)``, 0 at unobserved
+                steps, or the predictive densities.
             measurements: encoder output ``(B, T, m)``.
             observed: bool ``(B, T)``.
             gather: joins tensors ``(N, ...)``, N of its own in each, over the processes of a data-parallel run, with gradients, so
@@ -94,54 +129,70 @@ class Objective:
             log_volume: log |det dz/du| of some observations ``(N,)``, for ``"jacobian"``.
 
         Raises:
-            ValueError: no step observed, or too few for the estimator; measurements that the filter refuses.
+            ValueError: no step observed, or too few for the estimator; measurements that the filter refuses; a model of another space.
         """
-        density = model if isinstance(model, Tensor) else kalman_log_density(model, measurements, observed, self.detach_target)
-        steps = gather(observed.sum().reshape(1)).to(density.dtype).mean()
+        density, counted = self._density(model, measurements, observed)
+        steps = gather(counted.sum().reshape(1)).to(density.dtype).mean()
         if not steps > 0:
-            raise ValueError("observed is False at every step of the batch; there is nothing to learn from")
+            what = "at every step" if not bool(observed.any()) else "at one of any two neighbouring steps"
+            raise ValueError(f"observed is False {what} of the batch; there is nothing to learn from")
         alignment = density.sum() / steps
-        samples = gather(measurements.mean[observed])
+        latents = gather(measurements.mean[observed])
         if self.detach_target:
             entropy = alignment.new_zeros(())
         elif self.needs_volume:
-            if log_volume is None:
-                raise ValueError('log_volume is None, and entropy "jacobian" needs Encoder.log_volume of the batch')
-            entropy = gather(log_volume).mean()
+            entropy = self._volume(log_volume, gather)
+        elif self.entropy == "info-nce":
+            entropy = self._info_nce(model, measurements, counted, gather) / steps
         else:
-            entropy = self._uniformity(measurements, observed, samples, gather)
-        mean, var = samples.mean(0), samples.var(0, correction=0) + 1e-12
-        gauge = 0.5 * self.gauge_weight * (mean.square() + var - 1.0 - var.log()).sum()
+            entropy = self._uniformity(measurements, observed, counted, gather)
+        gauge = self._gauge(latents)
         return ObjectiveValue(gauge - alignment - entropy, alignment, entropy, gauge)
 
-    def _uniformity(self, measurements: Gaussian, observed: Tensor, samples: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
-        estimator = ENTROPIES[self.entropy]
+    def _density(self, model: StateSpace | Tensor | Prediction, measurements: Gaussian, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(z_t | z_<t) and the steps that have one."""
+        on_sphere = isinstance(model, Prediction) and isinstance(model.density, VonMisesFisher)
+        if on_sphere != (self.space == "sphere"):
+            found = "von Mises-Fisher" if on_sphere else "not von Mises-Fisher"
+            raise ValueError(f"space is {self.space!r}, but the latent model's prediction is {found}; choose both for the same space")
+        if isinstance(model, Prediction):
+            return prediction_log_density(model, measurements, self.detach_target), model.counted
+        return model if isinstance(model, Tensor) else kalman_log_density(model, measurements, observed, self.detach_target), observed
+
+    def _gauge(self, latents: Tensor) -> Tensor:
+        if self.space == "sphere":
+            return latents.new_zeros(())
+        mean, var = latents.mean(0), latents.var(0, correction=0) + 1e-12
+        return 0.5 * self.gauge_weight * (mean.square() + var - 1.0 - var.log()).sum()
+
+    def _volume(self, log_volume: Tensor | None, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        if log_volume is None:
+            raise ValueError('log_volume is None, and entropy "jacobian" needs Encoder.log_volume of the batch')
+        return (2.0 if self.prior == "flat" else 1.0) * gather(log_volume).mean()
+
+    def _info_nce(self, model: object, measurements: Gaussian, counted: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum over this process' predictions, among the targets of all."""
+        assert isinstance(model, Prediction) and isinstance(model.density, VonMisesFisher)
+        directions = model.density.direction.expand_as(measurements.mean)[counted]
+        return vmf_cross_entropy(directions, gather(measurements.mean[counted]), **self.options).sum()
+
+    def _uniformity(self, measurements: Gaussian, observed: Tensor, counted: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        estimator = self._estimator()
         level = measurements.cov.diagonal(dim1=-2, dim2=-1).detach().log().expand(*observed.shape, -1)
-        if self.mutual_information:
-            return estimator(samples, gather(level[observed]))
+        if self.mutual_information and (self.prior == "empirical" or self.pooled):
+            chosen, weight = (counted, 1.0) if self.prior == "empirical" else (observed, 2.0)
+            return weight * estimator(gather(measurements.mean[chosen]), gather(level[chosen]))
         both = observed[:, 1:] & observed[:, :-1]
-        before, after = measurements.mean[:, :-1][both], measurements.mean[:, 1:][both]
+        before, after = gather(measurements.mean[:, :-1][both]), gather(measurements.mean[:, 1:][both])
         condition = gather(level[:, 1:][both])
-        before, after = gather(before), gather(after)
-        return estimator(torch.cat([before, after], dim=-1), condition) - estimator(before, condition)
+        if self.mutual_information:
+            return estimator(after, condition) + estimator(before, condition)
+        joint = partial(estimator, factors=2) if self.space == "sphere" else estimator
+        both_entropy = joint(torch.cat([before, after], dim=-1), condition)
+        return both_entropy if self.prior == "flat" else both_entropy - estimator(before, condition)
 
-
-def resolve_objective(name: str, noise: str, square: bool = False) -> str:
-    """The estimator that ``objective="auto"`` means.
-
-    With as many latents as channels (``square``) and a constant R the change of variables: it is exact, so heavy-tailed data cannot
-    exploit it, as they can the log-determinant by sending rare events far out. Else log-det, in its conditional form where R
-    depends on the observation.
-
-    Raises:
-        ValueError: an unknown name, or ``"jacobian"`` without as many latents as entries of an observation.
-    """
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective is {name!r}, expected one of {', '.join(OBJECTIVES)}")
-    if name == "jacobian" and not square:
-        raise ValueError('objective is "jacobian", which needs latent_dim equal to the number of entries of one observation; use "log-det"')
-    if name != "auto":
-        return name
-    if noise != "constant":
-        return "conditional-log-det"
-    return "jacobian" if square else "log-det"
+    def _estimator(self) -> Callable[..., Tensor]:
+        if self.entropy == "variance-covariance":
+            return partial(variance_covariance, **self.options)
+        known = SPHERE_ENTROPIES if self.space == "sphere" else ENTROPIES
+        return partial(known[self.entropy], **self.options)

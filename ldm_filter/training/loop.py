@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.networks import Mixing
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.training.options import CollapseError, History, TrainingOptions
 from ldm_filter.training.stepper import Stepper
@@ -29,6 +30,8 @@ MOST_RECOVERIES = 3
 LEAST_NATS = -12.0  # per latent; a Gaussian of standard deviation 4e-7 has that entropy
 LEAST_SPREAD = 1e-4  # standard deviation of the latents along any direction; the gauge holds it at about 1
 MOST_NIS = 1e3  # and its reciprocal
+MIXING_RATE = 30.0  # of a linear encoder, whose one matrix matters to all data
+PREDICTOR_RATE = 3.0  # a predictor must learn faster than the encoder (stop-gradient needs that), but it is a network and no matrix
 
 
 def train(
@@ -180,10 +183,14 @@ def _random_numbers(seed: int, device: torch.device) -> Iterator[None]:
 
 def _parameter_groups(model: LatentFilter, options: TrainingOptions) -> list[dict[str, Any]]:
     fast = [*model.dynamics.parameters(), *model.encoder.noise.parameters()]
-    known = {id(parameter) for parameter in fast}
+    predictor = [] if model.predictor is None else [*model.predictor.parameters()]
+    mixing = [*model.encoder.network.parameters()] if isinstance(model.encoder.network, Mixing) else []
+    known = {id(parameter) for parameter in [*fast, *predictor, *mixing]}
     slow = [parameter for parameter in model.parameters() if id(parameter) not in known]
     rate = options.learning_rate
-    return [{"params": slow, "lr": rate}, {"params": fast, "lr": rate * options.dynamics_rate}]
+    groups = [(slow, rate), (fast, rate * options.dynamics_rate), (mixing, rate * MIXING_RATE)]
+    groups.append((predictor, rate * min(PREDICTOR_RATE, options.dynamics_rate)))
+    return [{"params": parameters, "lr": its_rate} for parameters, its_rate in groups if parameters]
 
 
 def _log(fabric: Fabric, options: TrainingOptions, row: dict[str, float], events: list[str]) -> None:

@@ -15,11 +15,12 @@ from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.objectives.latent_models import predictive_log_density
 from ldm_filter.objectives.objective import Objective, ObjectiveValue
 from ldm_filter.training.processes import Gather, share
-from ldm_filter.types import Context, Gaussian, Sequences
+from ldm_filter.types import Context, Gaussian, Prediction, Sequences
 
 __all__ = ["Stepper"]
 
 MOST_BAD_STEPS = 5
+_Latents = tuple[Tensor | Prediction, Gaussian, Tensor, Tensor | None]
 
 
 class _Exact:
@@ -30,20 +31,24 @@ class _Exact:
 
 
 class _Measured(nn.Module):
-    """Encoder and dynamics in one forward, so that a data-parallel wrapper sees every parameter: log P(z_t | z_<t) of a batch, and z."""
+    """Encoder and latent model in one forward, so that a data-parallel wrapper sees every parameter.
+
+    Of a batch it gives log P(z_t | z_<t) under the dynamics, or the prediction of the model in their place, and z.
+    """
 
     def __init__(self, model: LatentFilter) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, values: Tensor, observed: Tensor, context: _Exact, volume: bool, detach_target: bool
-    ) -> tuple[Tensor, Gaussian, Tensor, Tensor | None]:
+    def forward(self, values: Tensor, observed: Tensor, context: _Exact, volume: bool, detach_target: bool) -> _Latents:
         measurements, seen = self.model.encode(values, observed)
         with torch.autocast(values.device.type, enabled=False):  # the encoder may run in half precision, the filter does not
             measurements = Gaussian(*(part.to(self.model.encoder.center.dtype) for part in measurements))
-            density = predictive_log_density(self.model.dynamics, measurements, seen, context.value, detach_target)
-        return density, measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
+            if self.model.predictor is not None:
+                latent_model = self.model.predictor(measurements, seen)
+            else:
+                latent_model = predictive_log_density(self.model.dynamics, measurements, seen, context.value, detach_target)
+        return latent_model, measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
 
 
 class Stepper:
@@ -58,7 +63,8 @@ class Stepper:
     """
 
     def __init__(self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float) -> None:
-        self.fabric, self.dynamics, self.objective, self.schedule, self.clip = fabric, model.dynamics, objective, schedule, clip
+        self.fabric, self.objective, self.schedule, self.clip = fabric, objective, schedule, clip
+        self.dynamics, self.predictor = model.dynamics, model.predictor
         self.module, self.optimiser = fabric.setup(_Measured(model), optimiser)
         self.gather = Gather(fabric)
         self.taken = 0
@@ -110,10 +116,10 @@ class Stepper:
         return None
 
     def _value(self, batch: Sequences) -> ObjectiveValue:
-        density, measurements, seen, volume = self._measure(self.fabric.to_device(batch))
-        return self.objective(density, measurements, seen, self.gather, volume)
+        latent_model, measurements, seen, volume = self._measure(self.fabric.to_device(batch))
+        return self.objective(latent_model, measurements, seen, self.gather, volume)
 
-    def _measure(self, batch: Sequences) -> tuple[Tensor, Gaussian, Tensor, Tensor | None]:
+    def _measure(self, batch: Sequences) -> _Latents:
         return self.module(batch.values, batch.observed, _Exact(batch.context), self.objective.needs_volume, self.objective.detach_target)
 
     def evaluate(self, batches: Iterable[Sequences] | None) -> dict[str, float]:
@@ -137,14 +143,16 @@ class Stepper:
         self.module.eval()
         values, weights, latents, squares = [], [], [], []
         for batch in map(self.fabric.to_device, batches):
-            density, measurements, seen, volume = self._measure(batch)
-            values.append(torch.stack(self.objective(density, measurements, seen, log_volume=volume)))
+            latent_model, measurements, seen, volume = self._measure(batch)
+            values.append(torch.stack(self.objective(latent_model, measurements, seen, log_volume=volume)))
             weights.append(seen.sum())
             latents.append(measurements.mean[seen].double())
-            squares.append(_normalised_innovations(self.dynamics.filter(measurements, seen, batch.context).projected, measurements, seen))
+            if isinstance(latent_model, Tensor):
+                latent_model = Prediction(self.dynamics.filter(measurements, seen, batch.context).projected, seen)
+            squares.append(_normalised_innovations(latent_model, measurements))
         weight = torch.stack(weights).double()
         means = (torch.stack(values).double() * (weight / weight.sum())[:, None]).sum(0)
-        return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | self.dynamics.health()
+        return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | ({} if self.predictor is not None else self.dynamics.health())
 
     def slow_down(self) -> None:
         """Forget the optimiser's averages and halve its rates: those that the one-cycle schedule reads, and the present one."""
@@ -163,19 +171,26 @@ def _figures(means: Tensor) -> dict[str, float]:
 
 
 def _health(latents: Tensor, squares: Tensor) -> dict[str, float]:
-    """The least standard deviation of the latents ``(N, m)`` along any direction, and a typical NIS / m.
+    """The least standard deviation of the latents ``(N, m)`` along any direction, their effective dimension, and a typical NIS / m.
+
+    The effective dimension is the participation ratio (tr S)^2 / tr S^2 of the covariance S, from 1 to m.
 
     Both bear a broken measurement among the data: it can only add to a spread, and typical is the median over what it is for a
     consistent model.
     """
     size = latents.shape[1]
-    health = {"nis": float(squares.median()) / (1.0 - 2.0 / (9.0 * size)) ** 3}
+    health = {"nis": float(squares.median()) / (1.0 - 2.0 / (9.0 * size)) ** 3} if len(squares) else {}
     if len(latents) > 4 * size:  # else the covariance has no full rank whatever the encoder
-        health["spread"] = float(torch.linalg.eigvalsh(torch.cov(latents.mT).reshape(size, size))[0].clamp_min(0.0).sqrt())
+        powers = torch.linalg.eigvalsh(torch.cov(latents.mT).reshape(size, size)).clamp_min(0.0)
+        health["spread"] = float(powers[0].sqrt())
+        health["dimension"] = float(powers.sum() ** 2 / powers.square().sum().clamp_min(1e-300))
     return health
 
 
-def _normalised_innovations(projected: Gaussian, measurements: Gaussian, seen: Tensor) -> Tensor:
-    """NIS / m of the observed steps, ``(N,)``."""
-    white = whiten(cholesky(projected.cov.double()), (measurements.mean - projected.mean).double())
-    return white.square().mean(-1)[seen]
+def _normalised_innovations(prediction: Prediction, measurements: Gaussian) -> Tensor:
+    """NIS / m of the steps that a Gaussian predicts, ``(N,)``; of other predictions none."""
+    density, counted = prediction
+    if not isinstance(density, Gaussian):
+        return measurements.mean.new_zeros(0, dtype=torch.float64)
+    white = whiten(cholesky(density.cov.double()), (measurements.mean - density.mean).double())
+    return white.square().mean(-1)[counted]

@@ -88,7 +88,8 @@ def test_each_latent_has_a_scale_of_its_own(name: str) -> None:
 def test_gradient(name: str) -> None:
     z = torch.randn(24, 2, generator=rng(3), dtype=torch.float64, requires_grad=True)
     level = torch.randn(24, generator=rng(4), dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: ENTROPIES[name](x, level), z)
+    options = {"steps": 150} if name == "scale-mixture" else {}  # its gradient is exact where EM has converged
+    assert torch.autograd.gradcheck(lambda x: ENTROPIES[name](x, level, **options), z)
 
 
 @pytest.mark.parametrize("name", ENTROPIES)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ldm_filter.core.kalman import filter_sequence
 from ldm_filter.objectives.latent_models import kalman_log_density
-from ldm_filter.objectives.objective import OBJECTIVES, Objective, resolve_objective
+from ldm_filter.objectives.objective import ESTIMATORS, Objective
 from ldm_filter.types import Gaussian, StateSpace
 from tests.core.problems import constant_ssm, random_measurements
 
-NAMES = tuple(name for name in OBJECTIVES[1:] if name != "jacobian")  # that one needs the encoder's volume, and is tested apart
+# The change of variables needs the encoder's volume and is tested apart; VICReg's penalty has no joint form.
+NAMES = tuple(name for name in ESTIMATORS["plane"] if name not in ("jacobian", "variance-covariance"))
 
 
 def autoregression(a: float, series: int = 200, steps: int = 40) -> tuple[StateSpace, Gaussian]:
@@ -186,22 +187,28 @@ def test_change_of_variables_is_the_likelihood_of_the_data() -> None:
         Objective("jacobian")(ssm, latents, everything(latents))
 
 
-def test_choices() -> None:
-    assert resolve_objective("auto", "constant") == "log-det"
-    assert resolve_objective("auto", "input") == "conditional-log-det"
-    assert resolve_objective("auto", "constant", square=True) == "jacobian"
-    assert resolve_objective("auto", "input", square=True) == "conditional-log-det"
-    assert all(resolve_objective(name, "input") == name for name in NAMES)
-    with pytest.raises(ValueError, match="needs latent_dim equal to the number of entries"):
-        resolve_objective("jacobian", "constant")
-    with pytest.raises(ValueError, match="objective is 'entropy', expected one of auto, log-det"):
-        resolve_objective("entropy", "constant")
-    for name in ("auto", "logdet"):
+def test_errors_give_the_reason() -> None:
+    for name in ("auto", "logdet", "info-nce"):
         with pytest.raises(ValueError, match=f"entropy is '{name}', expected one of log-det"):
             Objective(name)
+    with pytest.raises(ValueError, match="on the sphere; points of a sphere fill no volume"):
+        Objective("log-det", space="sphere")
+    with pytest.raises(ValueError, match=r"expected one of kde, knn, info-nce, stop-gradient on the sphere$"):
+        Objective("entropy", space="sphere")
+    with pytest.raises(ValueError, match="space is 'torus', expected 'plane' or 'sphere'"):
+        Objective(space="torus")
+    with pytest.raises(ValueError, match="prior is 'uniform'"):
+        Objective(prior="uniform")
+    with pytest.raises(ValueError, match="no estimate of the earlier latent's entropy; use prior='empirical'"):
+        Objective("stop-gradient", prior="flat")
+    with pytest.raises(ValueError, match="variance-covariance stands for the entropy of one step and has no joint form"):
+        Objective("variance-covariance", mutual_information=False)
     for weight in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="gauge_weight is"):
             Objective(gauge_weight=weight)
+    ssm, measurements = constant_ssm(2, 2), random_measurements(2, 3, 2)
+    with pytest.raises(ValueError, match="space is 'sphere', but the latent model's prediction is not von Mises-Fisher"):
+        Objective("kde", space="sphere")(ssm, measurements, everything(measurements))
 
 
 def test_a_batch_without_observations_is_refused() -> None:
