@@ -162,6 +162,7 @@ def _fit_parser() -> ArgumentParser:
     parser.add_argument("--batch-size", type=int | None, default=None, help="windows per update; null: up to 32")
     parser.add_argument("--validation", type=float | str | None, default=0.1, help="held-out file, or share of the data to hold out, or null")
     parser.add_argument("--log", type=str | None, default=None, help="JSONL file; a line per epoch is appended")
+    parser.add_argument("--compare", nargs="*", type=str, default=[], help="estimators whose gradients the log compares with the objective's")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     model = parser.add_argument_group("model")
     for name, kind, default, text in MODEL_OPTIONS:
@@ -205,6 +206,7 @@ def _fit(options: Namespace) -> None:
         batch_size=options.batch_size,
         progress=not options.quiet,
         log_path=options.log,
+        compare=options.compare,
     )
     model.save(options.out)
     if not options.quiet:

@@ -128,8 +128,8 @@ def test_every_model_option_arrives(tmp_path: Path, folder: Path, monkeypatch: p
     }
     words = [f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, bool) else value}" for name, value in wanted.items()]
     out = str(tmp_path / "m.safetensors")
-    main(["fit", str(folder / "data.csv"), *words, "--dtype", "float64", "--validation", "null", "--out", out, "--quiet"])
-    wanted |= {"dtype": torch.float64, "validation": None, "progress": False, "log_path": None, "path": out}
+    main(["fit", str(folder / "data.csv"), *words, "--dtype", "float64", "--validation", "null", "--out", out, "--compare", "kde", "--quiet"])
+    wanted |= {"dtype": torch.float64, "validation": None, "progress": False, "log_path": None, "path": out, "compare": ["kde"]}
     assert seen == wanted
 
 

@@ -171,6 +171,17 @@ class TestPlotTraining:
         assert [drawn.get_label() for drawn in left.lines] == ["training", "weights kept"]
         assert right.get_ylabel() == "training (nats per step)"
 
+    def test_health_and_cosines_have_panels_of_their_own(self) -> None:
+        rows = [row | {"dimension": 2.5, "spread": 0.9, "nis": 1.0, "cosine_knn": 0.4 - row["epoch"], "cosine_kde": 0.8} for row in self.ROWS]
+        events = ["epoch 1: collapse of the latents; back to the weights of epoch 0 at half the rate", "epoch 2: stopped early"]
+        _, _, health, cosines = plot_training(History(rows, events)).axes
+        assert [drawn.get_label() for drawn in health.lines] == ["effective dimension", "spread", "NIS / m", "collapse, set back"]
+        assert health.lines[3].get_xdata()[0] == 1
+        assert [drawn.get_label() for drawn in cosines.lines[:2]] == ["knn", "kde"]
+        assert cosines.lines[0].get_ydata().tolist() == [0.4, -0.6, -1.6] and cosines.get_ylabel() == "cosine of the gradients"
+        del rows[0]["dimension"], rows[0]["spread"], rows[0]["nis"]
+        assert len(plot_training(History(rows[:1])).axes) == 3
+
     def test_refuses_an_empty_history(self) -> None:
         with pytest.raises(ValueError, match="fit the model first"):
             plot_training(History())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Series
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,7 @@ class LDMFilter(Queries):
         batch_size: int | None = None,
         progress: bool = True,
         log_path: str | Path | None = None,
+        compare: Collection[str] = (),
     ) -> LDMFilter:
         """Train on series without labels.
 
@@ -119,6 +122,8 @@ class LDMFilter(Queries):
             times: of an array or tensor, its stamps ``(time,)`` in seconds or dates, or one such per series.
             epochs: default 20, more for small data (so that there are 600 updates). batch_size: windows; default up to 32.
             progress: show a bar. log_path: a JSONL file, one line per epoch.
+            compare: names of other estimators; the cosine between their gradients of the encoder and the objective's is logged after every epoch
+                (``cosine_knn`` and so on; `ldm_filter.plots.plot_training` draws them).
 
         Returns:
             self.
@@ -147,7 +152,8 @@ class LDMFilter(Queries):
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
         objective = settings.composition(self.get_params(), square).objective
         options = self._options(plan, sequences, progress, log_path)
-        self.history_ = fitting.run_training(model, objective, plan, options)
+        compared = settings.comparisons(self.get_params(), square, compare)
+        self.history_ = fitting.run_training(model, objective, plan, replace(options, compare=compared))
         if model.predictor is not None:
             fitting.fit_dynamics(model, plan, options, self.history_)
         fitting.finish(model.eval(), plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
+from ldm_filter.objectives.objective import Objective
 from ldm_filter.objectives.presets import LATENT_MODELS, Composition, compose
 from ldm_filter.training import History
 from ldm_filter.types import Context, Gaussian, Sequences
@@ -28,6 +30,7 @@ __all__ = [
     "check",
     "check_choice",
     "check_counts",
+    "comparisons",
     "composition",
     "default_mask_rate",
     "from_checkpoint",
@@ -82,6 +85,13 @@ def composition(params: dict[str, Any], square: bool) -> Composition:
     """Latent model and objective that the arguments of LDMFilter mean, or a ValueError with the reason why they mean nothing."""
     names = ("objective", "latent_model", "space", "mutual_information", "noise")
     return compose(**{name: params[name] for name in names}, square=square)
+
+
+def comparisons(params: dict[str, Any], square: bool, names: Iterable[str]) -> dict[str, Objective]:
+    """Other estimators for the latent model and space that the arguments of LDMFilter mean, by name."""
+    own = composition(params, square)
+    choices = {"latent_model": own.latent_model, "space": own.objective.space, "mutual_information": params["mutual_information"]}
+    return {name: compose(name, **choices, noise=params["noise"], square=square).objective for name in names}
 
 
 def check_counts(**counts: int | None) -> None:

@@ -76,7 +76,7 @@ def train(
         for epoch in bar:
             started, told = time.perf_counter(), len(history.events)
             row = stepper.epoch(_masked(batches(generator), options.mask_rate, generator))
-            row |= stepper.evaluate(None if validation is None else validation(generator))
+            row |= stepper.evaluate(None if validation is None else validation(generator)) | stepper.cosines(options.compare)
             row = fabric.broadcast(row | {"epoch": epoch, "seconds": time.perf_counter() - started})  # every process decides alike
             history.epochs.append(row)
             history.events += [f"epoch {epoch}: {event}" for event in stepper.events()]

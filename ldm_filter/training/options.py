@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ldm_filter.objectives.objective import Objective
 
 __all__ = ["CollapseError", "History", "TrainingOptions"]
 
@@ -46,6 +49,8 @@ class TrainingOptions:
         mask_rate: share of entries hidden at random from every batch, so that the encoder learns to do without them.
         log_path: a JSONL file to which a line per epoch is appended.
         progress: show a bar.
+        compare: objectives by name; after every epoch the cosine between the encoder's gradient of each and that of the objective in use is
+            logged as ``cosine_<name>``.
 
     Raises:
         ValueError: a number out of range.
@@ -63,6 +68,7 @@ class TrainingOptions:
     mask_rate: float = 0.0
     log_path: str | Path | None = None
     progress: bool = True
+    compare: Mapping[str, Objective] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "devices"):

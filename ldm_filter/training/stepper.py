@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ class Stepper:
     def __init__(self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float) -> None:
         self.fabric, self.objective, self.schedule, self.clip = fabric, objective, schedule, clip
         self.dynamics, self.predictor = model.dynamics, model.predictor
-        self.module, self.optimiser = fabric.setup(_Measured(model), optimiser)
+        self.plain, self.encoder = _Measured(model), model.encoder
+        self.module, self.optimiser = fabric.setup(self.plain, optimiser)
         self.gather = Gather(fabric)
         self.taken = 0
         self.skipped: list[str] = []
@@ -153,6 +154,35 @@ class Stepper:
         weight = torch.stack(weights).double()
         means = (torch.stack(values).double() * (weight / weight.sum())[:, None]).sum(0)
         return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | ({} if self.predictor is not None else self.dynamics.health())
+
+    def cosines(self, others: Mapping[str, Objective]) -> dict[str, float]:
+        """``cosine_<name>``: that of the angle between the encoder's gradients of this objective and of others, on the last training batch.
+
+        1: they would move the encoder alike; 0: one has nothing to do with the other. Every process looks at its own share.
+        """
+        if self.last is None or not others:
+            return {}
+        found = {}
+        try:
+            own = self._gradient(self.objective)
+            for name, other in others.items():
+                found[f"cosine_{name}"] = float(torch.nn.functional.cosine_similarity(own, self._gradient(other), dim=0))
+        except ValueError as error:  # an estimator that needs more samples, say; a diagnosis must not end the training
+            self.skipped.append(f"gradients could not be compared: {error}")
+        return found
+
+    def _gradient(self, objective: Objective) -> Tensor:
+        """Of the loss without its gauge, for the encoder's parameters, as one vector in float64."""
+        assert self.last is not None
+        batch = self.fabric.to_device(share(self.last, self.fabric.global_rank, self.fabric.world_size))
+        # Not through the data-parallel wrapper, which only knows of whole steps.
+        latent_model, measurements, seen, volume = self.plain(
+            batch.values, batch.observed, _Exact(batch.context), objective.needs_volume, objective.detach_target
+        )
+        value = objective(latent_model, measurements, seen, log_volume=volume)
+        parameters = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(value.loss - value.gauge, parameters, allow_unused=True)
+        return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)]).double()
 
     def slow_down(self) -> None:
         """Forget the optimiser's averages and halve its rates: those that the one-cycle schedule reads, and the present one."""
