@@ -39,7 +39,7 @@ def plot_training(history: History) -> Figure:
     table = pd.DataFrame(history.epochs)
     prefix = "validation_" if "validation_loss" in table else ""
     health = [name for name in ("dimension", "spread", "nis") if f"{prefix}{name}" in table]
-    cosines = [name for name in table if name.startswith("cosine_")]
+    cosines = [str(name) for name in table if str(name).startswith("cosine_")]
     count = 2 + bool(health) + bool(cosines)
     figure = Figure(figsize=(4.5 * count, 3.2), layout="constrained")
     axes = figure.subplots(1, count)

@@ -37,9 +37,9 @@ def true_entropy(stretch: float, known: bool) -> float:
     """H[z | s] or H[z] with the noisy tenth stretched by exp(stretch): the latter by quadrature over the log-radius."""
     if known:
         return 0.5 * DIM * (1.0 + math.log(2.0 * math.pi)) + SHARE * DIM * stretch
-    s = (np.arange(4000) + 0.5) / 4000 * 2.0 * REACH - REACH
+    s = (np.arange(1000) + 0.5) / 1000 * 2.0 * REACH - REACH
     scale = s + stretch * (s > NOISY)
-    rho = np.linspace(-14.0, 12.0, 6001)
+    rho = np.linspace(-14.0, 12.0, 1501)
     squared = np.exp(2.0 * (rho[:, None] - scale))
     density = np.exp(-0.5 * squared - DIM * scale).mean(1) / (2.0 * math.pi) ** (0.5 * DIM)
     area = 2.0 * math.pi ** (0.5 * DIM) / math.gamma(0.5 * DIM)
