@@ -17,13 +17,13 @@ class Family(NamedTuple):
 
     Attributes:
         tasks: their names, each with its conditions; ``""`` is the task itself.
-        default_methods: task -> the methods that belong in its table, the family's own first.
+        default_methods: (task, condition) -> the methods that belong in its table, the family's own first.
         run: (task, condition, method, budget, seed) -> Outcome.
         published: figures that others report, by task.
     """
 
     tasks: Mapping[str, tuple[str, ...]]
-    default_methods: Callable[[str], tuple[str, ...]]
+    default_methods: Callable[[str, str], tuple[str, ...]]
     run: Callable[[str, str, str, str, int], Outcome]
     published: Mapping[str, tuple[Published, ...]]
 
@@ -31,7 +31,7 @@ class Family(NamedTuple):
 FAMILIES = (
     Family(
         dict.fromkeys(dot_tasks.SETTINGS, ("",)),
-        dot_methods.default_methods,
+        lambda task, _: dot_methods.default_methods(task),
         lambda task, _, method, budget, seed: dot_methods.run(task, method, budget, seed),
         dot_tasks.PUBLISHED,
     ),

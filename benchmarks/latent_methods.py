@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPRegressor
 from torch import nn
 
 from benchmarks.latent_judge import Encoding, evaluate, truth_figures
-from benchmarks.latent_tasks import SETTINGS, Bench, Settings, bench
+from benchmarks.latent_tasks import SETTINGS, VARIANTS, Bench, Settings, bench
 from benchmarks.records import Outcome
 from ldm_filter import LDMFilter
 from ldm_filter.baselines import PCAKalman
@@ -32,9 +32,11 @@ class Fitted(NamedTuple):
     train_steps: int
 
 
-def default_methods(task: str) -> tuple[str, ...]:
-    """The learned models of a task, the untrained encoder, and everything they must stand beside."""
-    settings = SETTINGS[task]
+def default_methods(task: str, condition: str = "") -> tuple[str, ...]:
+    """The learned models of a task, the untrained encoder, and everything they must stand beside; of another model of it, the learned ones."""
+    settings = VARIANTS.get((task, condition), SETTINGS[task])
+    if (task, condition) in VARIANTS:
+        return tuple(f"ldm-{objective}" for objective in settings.objectives)
     ours = (*(f"ldm-{objective}" for objective in settings.objectives), "untrained")
     kalman = BASELINES if settings.steps > 2 else BASELINES[:1]
     oracle = ("oracle",) if settings.particles or settings.steps == 2 else ()
@@ -117,6 +119,8 @@ def _fit_ldm(method: str, data: Bench) -> Fitted:
         encoder=_encoder(settings, data),
         dynamics=settings.dynamics,
         objective=method.removeprefix("ldm-") if trained else settings.objectives[0],
+        latent_model=settings.latent_model,
+        mutual_information=settings.mutual_information,
         readout="linear",  # to the observations, which nothing here judges
         window=settings.window,
         learning_rate=settings.learning_rate if trained else 1e-12,
@@ -125,6 +129,8 @@ def _fit_ldm(method: str, data: Bench) -> Fitted:
         device=settings.device,
     )
     epochs = settings.epochs if trained else 1
+    if method in ("ldm-knn", "ldm-kde"):
+        epochs = settings.quadratic_epochs or epochs
     model.fit(data.train, epochs=epochs, batch_size=settings.batch_size, validation=0.1, progress=False)
     ssm = model.model_.dynamics() if settings.judged == "filtered" and settings.dynamics == "linear" else None
     transition = None if ssm is None else ssm.transition_matrix.detach().double().numpy(force=True)

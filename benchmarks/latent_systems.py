@@ -64,6 +64,8 @@ def find_system(task: str, condition: str, seed: int) -> System:
     """
     if task == "linear-latent" and condition in ("", "mild"):
         return _linear_latent(linear_latent(seed, mild=condition == "mild"))
+    if task == "wobbly" and condition in ("", "ekf"):  # another model of the same system
+        return _wobbly(task)
     if condition:
         raise ValueError(f"condition is {condition!r}, and {task} has no such variant")
     if task == "place-cells":

@@ -15,7 +15,7 @@ from functools import lru_cache
 from benchmarks.dot_tasks import BUDGETS, Published
 from benchmarks.latent_systems import System, find_system, split
 
-__all__ = ["CONDITIONS", "PUBLISHED", "SETTINGS", "Bench", "Settings", "bench", "settings_of"]
+__all__ = ["CONDITIONS", "PUBLISHED", "SETTINGS", "VARIANTS", "Bench", "Settings", "bench", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Settings:
     """One task: model, training and data. The defaults are those of the ``cpu`` budget.
 
     Attributes:
-        state_dim, latent_dim, dynamics, latent_model: of LDMFilter.
+        state_dim, latent_dim, dynamics, latent_model, mutual_information: of LDMFilter.
         judged: what is judged: ``"latent"``, the encoder's output, or ``"filtered"``, the state.
         components, hidden: the encoder: so many whitened principal components of the observation, and the widths of its network.
-        epochs, batch_size, window, learning_rate, dynamics_rate: of its training.
+        epochs, batch_size, window, learning_rate, dynamics_rate: of its training. quadratic_epochs: of estimators that compare all pairs of samples.
         objectives: of the learned filters in the table, the first one the task's best.
         series, steps: of the training data. readout, test: series of the read-out's fit and of the test.
         baseline: states and principal components of the classical filter.
@@ -39,10 +39,12 @@ class Settings:
     latent_dim: int
     dynamics: str = "linear"
     latent_model: str = "auto"
+    mutual_information: bool = True
     judged: str = "latent"
     components: int = 0
     hidden: tuple[int, ...] = (128, 128)
     epochs: int = 10
+    quadratic_epochs: int | None = None
     batch_size: int = 32
     window: int | None = None
     learning_rate: float = 3e-3
@@ -59,18 +61,42 @@ class Settings:
     device: str = "cpu"
 
 
+PLACE_CELLS = Settings(
+    16, 8, judged="filtered", mutual_information=False, window=400, epochs=20, batch_size=8, series=200, steps=400, readout=128, test=32
+)
+# Pairs of neighbouring frames and a network as predictor: batches hold many pairs from many sequences, as estimators of entropy want them.
+WOBBLY = Settings(
+    4,
+    2,
+    latent_model="pair-predictor",
+    components=20,
+    window=2,
+    batch_size=2048,
+    epochs=100,
+    quadratic_epochs=20,
+    dynamics_rate=3.0,
+    objectives=("knn", "log-det"),
+)
+# The regression of the batch as predictor: the log-determinant then looks for the latents that predict each other best.
+SOURCES = Settings(
+    2, 2, latent_model="pair-regression", hidden=(192, 192, 192), batch_size=1024, epochs=35, series=100_000, steps=2, readout=5000, test=2000
+)
 SETTINGS: dict[str, Settings] = {
     "linear-latent": Settings(4, 4, judged="filtered", particles=10_000, test=32),
-    "place-cells": Settings(
-        16, 8, judged="filtered", series=200, steps=400, readout=128, test=32, baseline=(16, 8), supervised=True, mlp=True, particles=2000
-    ),
+    "place-cells": replace(PLACE_CELLS, baseline=(16, 8), supervised=True, mlp=True, particles=2000),
+    "wobbly": replace(WOBBLY, components=60, objectives=("knn", "log-det", "kde")),
+    "wobbly-paper": WOBBLY,
+    **{f"sources-{n}": replace(SOURCES, state_dim=n, latent_dim=n, components=n, baseline=(n, n)) for n in (2, 4, 6, 8, 10)},
 }
-# Variants of a system; "" is the task as its card says.
-CONDITIONS: dict[str, tuple[str, ...]] = {"linear-latent": ("", "mild")}
+# "" is the task as its card says; "mild" another system; "ekf" the filter with a learned nonlinear transition, fitted to the latents.
+CONDITIONS: dict[str, tuple[str, ...]] = {"linear-latent": ("", "mild"), "wobbly": ("", "ekf")}
+VARIANTS: dict[tuple[str, str], Settings] = {
+    ("wobbly", "ekf"): replace(WOBBLY, state_dim=2, components=60, dynamics="ekf", judged="filtered", objectives=("knn",)),
+}
 
 
-def settings_of(task: str, budget: str) -> Settings:
-    """Settings of a task: ``smoke`` shows within seconds that all of it runs, ``cpu`` makes the figures, ``full`` takes twice the epochs.
+def settings_of(task: str, budget: str, condition: str = "") -> Settings:
+    """Settings of a task and condition: ``smoke`` shows within seconds that all runs, ``cpu`` makes the figures, ``full`` takes twice the epochs.
 
     Raises:
         ValueError: an unknown task or budget.
@@ -79,9 +105,16 @@ def settings_of(task: str, budget: str) -> Settings:
         raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
     if budget not in BUDGETS:
         raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
-    chosen = SETTINGS[task]
+    chosen = VARIANTS.get((task, condition), SETTINGS[task])
     if budget == "smoke":
-        few = replace(chosen, steps=min(40, chosen.steps), epochs=1, batch_size=min(64, chosen.batch_size), particles=min(200, chosen.particles))
+        few = replace(
+            chosen,
+            steps=min(40, chosen.steps),
+            epochs=1,
+            quadratic_epochs=1,
+            batch_size=min(64, chosen.batch_size),
+            particles=min(200, chosen.particles),
+        )
         return replace(few, series=max(24, chosen.series // 50), readout=max(16, chosen.readout // 20), test=max(8, chosen.test // 20), hidden=(16,))
     if budget == "full":
         return replace(chosen, epochs=2 * chosen.epochs, device="auto")
@@ -121,4 +154,4 @@ class Bench:
 @lru_cache(maxsize=1)
 def bench(task: str, condition: str, budget: str, seed: int) -> Bench:
     """The data of a task, condition, budget and seed; the last is kept for the next method."""
-    return Bench(task, condition, settings_of(task, budget), seed)
+    return Bench(task, condition, settings_of(task, budget, condition), seed)

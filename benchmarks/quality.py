@@ -61,7 +61,7 @@ def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, se
     done = {(*records.key(row), row["commit"]) for row in records.read(folder)}
     failed = 0
     for task, condition, seed in _runs(tasks, seeds):
-        for method in methods or family_of(task).default_methods(task):
+        for method in methods or family_of(task).default_methods(task, condition):
             name = " ".join(part for part in (task, condition, method, budget, "seed", str(seed)) if part)
             if not force and (task, condition, method, budget, seed, commit) in done:
                 print(f"{name}: there already", flush=True)

@@ -84,7 +84,12 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "entropy estimator: auto, log-det, conditional-log-det, scale-mixture, knn, kde, jacobian, stop-gradient; "
         "or a method: kalman, ica, temporal-ica, vicreg, vicreg-hinge, simclr, cpc, byol, simsiam, jepa",
     ),
-    ("latent_model", str, "auto", "what predicts the latents in training: auto or dynamics (the filter), recurrent, pair, pair-predictor or sources"),
+    (
+        "latent_model",
+        str,
+        "auto",
+        "what predicts the latents in training: auto or dynamics (the filter), recurrent, pair, pair-predictor, pair-regression, sources",
+    ),
     ("space", str, "plane", "where the latents live: plane, or sphere"),
     ("mutual_information", bool, True, "maximise F_MI (true) or F_LDM (false)"),
     ("readout", str, "auto", "from the state back to the data: auto, linear or mlp"),

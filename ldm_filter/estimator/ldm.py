@@ -43,7 +43,7 @@ class LDMFilter(Queries):
             ``"kalman"``, ``"ica"``, ``"temporal-ica"``, ``"vicreg"``, ``"vicreg-hinge"``, ``"simclr"``, ``"cpc"``, ``"byol"``, ``"simsiam"``,
             ``"jepa"``. See docs/objectives.md for when to use which.
         latent_model: what predicts the latents in training: ``"auto"``, the filter itself, or ``"recurrent"``, ``"pair"``, ``"pair-predictor"``,
-            ``"sources"``. With these the filter is fitted to the latents afterwards.
+            ``"pair-regression"``, ``"sources"``. With these the filter is fitted to the latents afterwards.
         space: ``"plane"``, or ``"sphere"`` for latents of unit length.
         mutual_information: maximise F_MI (default) or F_LDM.
         readout: ``"auto"``, ``"linear"`` or ``"mlp"``: from the state back to the data, fitted after training.

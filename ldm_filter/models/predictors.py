@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm_filter.core.directional import normalise
-from ldm_filter.core.linalg import round_cov
+from ldm_filter.core.linalg import round_cov, symmetrise
 from ldm_filter.models.factors import factor
 from ldm_filter.types import Gaussian, Prediction, Sources, VonMisesFisher
 
-__all__ = ["PairPredictor", "PredictiveDensity", "SourcePredictor", "earlier"]
+__all__ = ["PairPredictor", "PredictiveDensity", "RegressionPredictor", "SourcePredictor", "earlier"]
 
 
 class PredictiveDensity(nn.Module):
@@ -105,6 +105,67 @@ class PairPredictor(nn.Module):
         before, seen = earlier(measurements, observed)
         location = before if self.network is None else before + self.network(before)
         return Prediction(self.density(location), observed & seen)
+
+
+class RegressionPredictor(nn.Module):
+    """Neighbours in time, P(z_t | z_{t-1}) = N(B z_{t-1} + b, Sigma), with B, b and Sigma the maximum likelihood of the batch at hand.
+
+    The predictor stands at its optimum at every step of training: no rate of its own, and always ahead of the encoder. Because it is an
+    optimum, the gradient with B, b and Sigma held fixed is that of the likelihood maximised over them. With the log-determinant F_MI is then the
+    Gaussian mutual information of neighbours, -1/2 sum_i log(1 - rho_i^2) over their canonical correlations.
+
+    In evaluation mode B, b and Sigma come from the moments of the training batches, averaged exponentially, and a step is predicted from those
+    before it alone. A step counts where it and the one before it are observed. Each process of a data-parallel run has its own batch.
+
+    Args:
+        latent_dim: m.
+        memory: of the average, the weight of the past against a new batch.
+
+    Raises:
+        ValueError: a memory outside [0, 1).
+    """
+
+    mean: Tensor
+    cov: Tensor
+    seen_batches: Tensor
+
+    def __init__(self, latent_dim: int, memory: float = 0.9) -> None:
+        super().__init__()
+        if not 0.0 <= memory < 1.0:
+            raise ValueError(f"memory is {memory}, expected a number from 0 to below 1")
+        self.latent_dim, self.memory = latent_dim, memory
+        self.register_buffer("mean", torch.zeros(2 * latent_dim, dtype=torch.float64))
+        self.register_buffer("cov", torch.eye(2 * latent_dim, dtype=torch.float64))
+        self.register_buffer("seen_batches", torch.zeros(()))
+
+    def forward(self, measurements: Gaussian, observed: Tensor) -> Prediction:
+        before, seen = earlier(measurements, observed)
+        counted = observed & seen
+        mean, cov = self._moments(torch.cat([before[counted], measurements.mean[counted]], dim=-1).detach().double())
+        m = self.latent_dim
+        slope = torch.linalg.solve(cov[:m, :m], cov[:m, m:]).mT
+        rest = symmetrise(cov[m:, m:] - slope @ cov[:m, m:])
+        slope, offset = slope.to(before.dtype), (mean[m:] - slope @ mean[:m]).to(before.dtype)
+        return Prediction(Gaussian(before @ slope.mT + offset, round_cov(rest, before.dtype)[None, None]), counted)
+
+    @torch.no_grad()
+    def _moments(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of pairs ``(N, 2 m)``: of the batch in training, where it holds enough, else the averaged ones."""
+        if not self.training:
+            return self.mean.double(), self.cov.double()
+        if len(pairs) <= 4 * self.latent_dim:
+            raise ValueError(
+                f"the batch holds {len(pairs)} pairs of neighbours, and {self.latent_dim} latents need more than {4 * self.latent_dim}; "
+                "use a larger batch_size or latent_model='pair-predictor'"
+            )
+        mean = pairs.mean(0)
+        cov = (pairs - mean).mT @ (pairs - mean) / len(pairs)
+        cov = cov + torch.diag_embed(1e-8 * cov.diagonal() + 1e-12)  # a latent that copies another has no inverse
+        kept = torch.where(self.seen_batches > 0, self.memory, 0.0)
+        self.mean.copy_(kept * self.mean + (1.0 - kept) * mean)
+        self.cov.copy_(kept * self.cov + (1.0 - kept) * cov)
+        self.seen_batches.add_(1)
+        return mean, cov
 
 
 class SourcePredictor(nn.Module):

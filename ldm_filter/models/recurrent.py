@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldm_filter.models.predictors import PairPredictor, PredictiveDensity, SourcePredictor, earlier
+from ldm_filter.models.predictors import PairPredictor, PredictiveDensity, RegressionPredictor, SourcePredictor, earlier
 from ldm_filter.types import Gaussian, Prediction
 
 __all__ = ["RecurrentPredictor", "build_predictor"]
@@ -61,6 +61,8 @@ def build_predictor(latent_model: str, latent_dim: int, space: str, **settings: 
         return RecurrentPredictor(latent_dim, space, **settings)  # type: ignore[arg-type]
     if latent_model in ("pair", "pair-predictor"):
         return PairPredictor(latent_dim, space, learned=latent_model == "pair-predictor", **settings)  # type: ignore[arg-type]
+    if latent_model == "pair-regression":
+        return RegressionPredictor(latent_dim, **settings)  # type: ignore[arg-type]
     if latent_model == "sources":
         return SourcePredictor(latent_dim, **settings)  # type: ignore[arg-type]
-    raise ValueError(f"latent_model is {latent_model!r}, expected 'recurrent', 'pair', 'pair-predictor' or 'sources'")
+    raise ValueError(f"latent_model is {latent_model!r}, expected 'recurrent', 'pair', 'pair-predictor', 'pair-regression' or 'sources'")

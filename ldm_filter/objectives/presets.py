@@ -10,7 +10,7 @@ from ldm_filter.objectives.objective import ESTIMATORS, Objective
 
 __all__ = ["LATENT_MODELS", "OBJECTIVES", "PRESETS", "Composition", "compose"]
 
-LATENT_MODELS = ("dynamics", "recurrent", "pair", "pair-predictor", "sources")
+LATENT_MODELS = ("dynamics", "recurrent", "pair", "pair-predictor", "pair-regression", "sources")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Composition:
     Attributes:
         latent_model: ``"dynamics"``: the filter's own state-space model. The others predict the latents only while the encoder is
             trained: ``"recurrent"``, a GRU and a network; ``"pair"``, the next latent is like this one; ``"pair-predictor"``, it is a network of
-            this one; ``"sources"``, independent sources.
+            this one; ``"pair-regression"``, the least squares of the batch; ``"sources"``, independent sources.
         objective: estimator, MI or LDM, space.
         settings: of the latent model's module: ``variance`` or ``concentration`` (None: learned), ``family``, ``temporal``.
 
@@ -42,8 +42,8 @@ class Composition:
 
 def _nonsense(latent_model: str, objective: Objective) -> str | None:
     """Why a combination has no meaning, or None."""
-    pair = latent_model in ("pair", "pair-predictor")
-    if objective.space == "sphere" and latent_model in ("dynamics", "sources"):
+    pair = latent_model in ("pair", "pair-predictor", "pair-regression")
+    if objective.space == "sphere" and latent_model in ("dynamics", "pair-regression", "sources"):
         return "its predictions are densities on the plane and leave the sphere; use space='plane'"
     if objective.entropy == "stop-gradient" and latent_model == "pair":
         return "without a predictor every encoder that gives a constant is optimal; use latent_model='pair-predictor'"

@@ -11,16 +11,35 @@ from scipy import special
 from torch import Tensor, nn
 
 from ldm_filter.core import directional
-from ldm_filter.models.predictors import PairPredictor, PredictiveDensity, SourcePredictor
+from ldm_filter.models.predictors import PairPredictor, PredictiveDensity, RegressionPredictor, SourcePredictor
 from ldm_filter.models.recurrent import RecurrentPredictor, build_predictor
 from ldm_filter.objectives.latent_models import prediction_log_density, source_log_density
+from ldm_filter.objectives.objective import Objective
 from ldm_filter.types import Gaussian, Sources, VonMisesFisher
 from tests.models.problems import rng, seeded
+
+
+def walk(series: int, steps: int, dim: int = 3) -> Gaussian:
+    """z_t = 0.8 z_{t-1} + noise that mixes the latents."""
+    noise = torch.randn(series, steps, dim, generator=rng(7), dtype=torch.float64) @ torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0.2, 0.4]]).double()
+    z = noise.clone()
+    for step in range(1, steps):
+        z[:, step] += 0.8 * z[:, step - 1] + 0.1
+    return Gaussian(z, torch.eye(dim, dtype=torch.float64)[None, None])
+
+
+def regression() -> RegressionPredictor:
+    """Has seen one batch, and is used from then on."""
+    module, measurements = RegressionPredictor(3), walk(50, 10)
+    module(measurements, everything(measurements.mean))
+    return module.eval()
+
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "pair": lambda: PairPredictor(3),
     "pair-fixed": lambda: PairPredictor(3, variance=0.3),
     "pair-predictor": lambda: PairPredictor(3, learned=True),
+    "pair-regression": regression,
     "pair-sphere": lambda: PairPredictor(3, "sphere"),
     "pair-predictor-sphere": lambda: PairPredictor(3, "sphere", learned=True, concentration=5.0),
     "gru": lambda: RecurrentPredictor(3),
@@ -97,7 +116,7 @@ class TestContract:
         z, module = latents(name), model_of(name)
         measurements = Gaussian(z, torch.eye(3, dtype=torch.float64)[None, None])
         if not list(module.parameters()):
-            assert name in ("pair-fixed", STATIC)
+            assert name in ("pair-fixed", "pair-regression", STATIC)
             return
         prediction_log_density(module(measurements, everything(z)), measurements).sum().backward()
         for label, parameter in module.named_parameters():
@@ -116,6 +135,56 @@ class TestContract:
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), density(name, kept.double(), observed)[0], rtol=1e-4, atol=1e-4)
         assert torch.equal(z, kept) and bool(observed.all())
+
+
+# The regression of neighbours.
+
+
+def neighbours(z: Tensor) -> tuple[Tensor, Tensor]:
+    return z[:, :-1].flatten(0, 1), z[:, 1:].flatten(0, 1)
+
+
+def profile(z: Tensor) -> Tensor:
+    """Mean log-likelihood of a regression maximised over its coefficients: -1/2 log det of the residuals' covariance - m/2 (1 + log 2 pi)."""
+    before, after = (part - part.mean(0) for part in neighbours(z))
+    rest = after - before @ torch.linalg.lstsq(before, after).solution
+    return -0.5 * torch.logdet(rest.mT @ rest / len(rest)) - 1.5 * (1 + math.log(2 * math.pi))
+
+
+def test_regression_is_the_maximum_in_value_and_in_the_gradient_of_the_latents() -> None:
+    z = walk(40, 8).mean.requires_grad_()
+    measurements = Gaussian(z, torch.eye(3, dtype=torch.float64)[None, None])
+    prediction = RegressionPredictor(3)(measurements, everything(z))
+    value = prediction_log_density(prediction, measurements).sum() / prediction.counted.sum()
+    expected = profile(z)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*(torch.autograd.grad(x, z)[0] for x in (value, expected)), rtol=1e-5, atol=1e-7)
+
+
+def test_regression_with_the_log_determinant_is_the_gaussian_mutual_information() -> None:
+    measurements = walk(500, 2)
+    value = Objective("log-det", gauge_weight=0.0)(
+        RegressionPredictor(3)(measurements, everything(measurements.mean)), measurements, everything(measurements.mean)
+    )
+    before, after = (torch.linalg.qr(part - part.mean(0)).Q for part in neighbours(measurements.mean))
+    correlations = torch.linalg.svdvals(before.mT @ after)
+    assert float(-value.loss) == pytest.approx(float(-0.5 * torch.log1p(-correlations.square()).sum()), abs=1e-5)
+
+
+def test_regression_averages_what_training_batches_gave() -> None:
+    module, measurements = RegressionPredictor(3, memory=0.5), walk(60, 5)
+    halves = [Gaussian(half, measurements.cov) for half in measurements.mean.split(30)]
+    for half in halves:
+        module(half, everything(half.mean))
+    pairs = [torch.cat(neighbours(half.mean), dim=-1) for half in halves]
+    torch.testing.assert_close(module.mean, 0.5 * (pairs[0].mean(0) + pairs[1].mean(0)))
+    kept = module.mean.clone()
+    module.eval()(measurements, everything(measurements.mean))
+    assert torch.equal(module.mean, kept)
+    with pytest.raises(ValueError, match="the batch holds 4 pairs"):
+        module.train()(Gaussian(measurements.mean[:1], measurements.cov), everything(measurements.mean[:1]))
+    with pytest.raises(ValueError, match=r"memory is 1\.0"):
+        RegressionPredictor(3, memory=1.0)
 
 
 # Densities.
