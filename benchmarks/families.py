@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from benchmarks import dot_methods, dot_tasks, latent_methods, latent_tasks
+from benchmarks import dot_methods, dot_tasks, latent_methods, latent_tasks, series_methods, series_tasks
 from benchmarks.dot_tasks import Published
 from benchmarks.records import Outcome
 
@@ -41,6 +41,7 @@ FAMILIES = (
         latent_methods.run,
         latent_tasks.PUBLISHED,
     ),
+    Family(dict.fromkeys(series_tasks.TASKS, ("",)), series_methods.default_methods, series_methods.run, {}),
 )
 TASKS = tuple(task for family in FAMILIES for task in family.tasks)
 PUBLISHED: dict[str, tuple[Published, ...]] = {task: rows for family in FAMILIES for task, rows in family.published.items()}

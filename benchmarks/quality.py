@@ -28,7 +28,7 @@ from benchmarks.families import TASKS, family_of
 __all__ = ["main", "run_all"]
 
 SMOKE_RESULTS = records.ROOT / "out" / "benchmarks"
-SHOWN = ("r2", "affine_r2", "affine_r2_in_range", "eig_error", "excess", "mlp_r2", "nis", "coverage95", "noise_corr", "r2_at_60s")
+SHOWN = ("r2", "affine_r2", "affine_r2_in_range", "eig_error", "excess", "rmse", "crps", "mlp_r2", "nis", "coverage80", "coverage95", "noise_corr")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ CODE = (
     "datasets",
     *(f"benchmarks/{name}.py" for name in ("dot_tasks", "dot_methods", "oracles", "particles")),
     *(f"benchmarks/latent_{name}.py" for name in ("tasks", "systems", "methods", "judge")),
+    *(f"benchmarks/series_{name}.py" for name in ("tasks", "methods")),
 )
 
 

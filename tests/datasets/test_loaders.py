@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from datasets import co2, robot, smartwatch
+from datasets import co2, robot, smartwatch, weather
 from datasets.packages import require
 
 
@@ -118,3 +118,16 @@ def test_absent_package_is_named_with_its_extra(monkeypatch, package, load):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=rf"package {package}.*pip install ldm-filter\[benchmarks\]"):
         load()
+
+
+class TestWeather:
+    def test_a_year_of_hours_with_a_day_in_them(self) -> None:
+        frame = weather.load()
+        assert list(frame.columns) == list(weather.CHANNELS.values())
+        assert frame.shape == (8760, 6)
+        assert not frame.isna().any().any()
+        assert frame.humidity.between(0, 100).all()
+        by_hour = frame.groupby(pd.DatetimeIndex(frame.index).hour).mean()
+        assert by_hour.sun.idxmax() in (11, 12)
+        assert by_hour.temperature.idxmax() in (13, 14, 15, 16)
+        assert float(frame.sun[pd.DatetimeIndex(frame.index).hour < 4].max()) == 0.0

@@ -1,0 +1,136 @@
+"""Tasks on real series: gaps to fill and futures to forecast, with their splits, and how an answer is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from datasets import co2, smartwatch, weather
+from ldm_filter import metrics
+
+__all__ = ["TASKS", "Bench", "Task", "judge"]
+
+
+class Task(NamedTuple):
+    """A task's data and sizes: forecasts of ``horizon`` steps, or gaps where it is 0; ``season`` steps make the naive season."""
+
+    make: Callable[[], Bench]
+    horizon: int
+    season: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything in standard deviations of the training data (smartwatch: of each recording).
+
+    Attributes:
+        train: series to fit on, ``[(T, channel)]``, NaN = missing. calibration: later or other ones, on which intervals may be calibrated.
+        contexts: what is known, ``(N, L, channel)``; with gaps to fill, NaN there.
+        truth: the steps that follow ``(N, H, channel)``, or the whole series of which gaps were cut.
+        train_inputs, calibration_inputs, inputs: what is known of the calendar, ``[(T, u)]`` and ``(N, L + H, u)``; None without any.
+    """
+
+    train: list[NDArray]
+    calibration: list[NDArray]
+    contexts: NDArray
+    truth: NDArray
+    train_inputs: list[NDArray] | None = None
+    calibration_inputs: list[NDArray] | None = None
+    inputs: NDArray | None = None
+
+
+def _recordings(split: str) -> list[NDArray]:
+    """Each in units of its own spread: exercises differ in size by more than people do."""
+    values = [recording.values.astype(np.float64) for recording in smartwatch.load(split)]  # type: ignore[arg-type]
+    return [(part - part.mean(0)) / part.std(0) for part in values]
+
+
+@cache
+def imu_gaps() -> Bench:
+    """Subjects 8 to 10: 10 samples of every 60 lost in all six channels; the first 900 samples of each recording."""
+    train = _recordings("train")
+    whole = np.stack([part[:900] for part in _recordings("test")])
+    lost = np.arange(900) % 60 >= 50
+    lost[-30:] = False
+    return Bench(train[::8] + train[1::2], train[2::8], np.where(lost[:, None], np.nan, whole), whole)
+
+
+@cache
+def imu_forecast() -> Bench:
+    """Subjects 8 to 10: 25 samples (0.5 s) after 100, from every 60th sample of each recording."""
+    train, horizon = _recordings("train"), 25
+    pieces = [part[start : start + 100 + horizon] for part in _recordings("test") for start in range(0, len(part) - 100 - horizon, 60)]
+    both = np.stack(pieces)
+    kept = [i for i in range(len(train)) if i % 6 != 2]
+    return Bench([train[i] for i in kept], train[2::6], both[:, :100], both[:, 100:])
+
+
+def calendar(index: pd.DatetimeIndex, year: bool = True, hour: bool = True) -> NDArray:
+    """Sines and cosines of the hour of the day and the day of the year, two harmonics each, ``(T, u)``."""
+    phases = []
+    if hour:
+        phases.append(2 * np.pi * index.hour.to_numpy() / 24)
+    if year:
+        phases.append(2 * np.pi * (index.day_of_year.to_numpy() - 1) / 365.25)
+    return np.stack([f(k * phase) for phase in phases for k in (1, 2) for f in (np.sin, np.cos)], axis=1)
+
+
+@cache
+def weather_forecast() -> Bench:
+    """24 hours from 0, 6, 12 and 18 o'clock in the fourth week of every four; fitted on the first two, calibrated on the third; 10 days known."""
+    frame, horizon, context = weather.load(), 24, 240
+    known = calendar(pd.DatetimeIndex(frame.index))
+    week = np.arange(len(frame)) // 168
+    fit = week % 4 < 2
+    values = ((frame - frame[fit].mean()) / frame[fit].std()).to_numpy()
+
+    def blocks(array: NDArray, part: NDArray) -> list[NDArray]:
+        edges = np.flatnonzero(np.diff(np.r_[0, part.astype(int), 0]))
+        return [array[a:b] for a, b in edges.reshape(-1, 2)]
+
+    last = len(frame) - horizon
+    origins = [t for t in range(context, last, 6) if week[t] % 4 == 3 and week[min(t + horizon - 1, last)] == week[t]]
+    contexts, truth = (np.stack([values[t + a : t + b] for t in origins]) for a, b in ((-context, 0), (0, horizon)))
+    inputs = np.stack([known[t - context : t + horizon] for t in origins])
+    calibration = week % 4 == 2
+    return Bench(blocks(values, fit), blocks(values, calibration), contexts, truth, blocks(known, fit), blocks(known, calibration), inputs)
+
+
+@cache
+def co2_forecast() -> Bench:
+    """26 weeks from every second week of 1992 on; fitted on 1958 to 1984, calibrated on 1985 to 1991; 8 years known."""
+    frame, horizon, context = co2.load(), 26, 416
+    index = pd.DatetimeIndex(frame.index)
+    years = (index - index[0]).days.to_numpy() / 365.25
+    known = np.column_stack([calendar(index, hour=False), years])
+    cut, later = (int((index < pd.Timestamp(date)).sum()) for date in ("1985-01-01", "1992-01-01"))
+    values = ((frame - frame.iloc[:cut].mean()) / frame.iloc[:cut].std()).to_numpy()
+    origins = list(range(later, len(frame) - horizon, 2))
+    contexts, truth = (np.stack([values[t + a : t + b] for t in origins]) for a, b in ((-context, 0), (0, horizon)))
+    inputs = np.stack([known[t - context : t + horizon] for t in origins])
+    held = slice(cut - 104, later)
+    return Bench([values[:cut]], [values[held]], contexts, truth, [known[:cut]], [known[held]], inputs)
+
+
+TASKS = {
+    "imu-gaps": Task(imu_gaps, 0, 1),
+    "imu-forecast": Task(imu_forecast, 25, 1),
+    "weather-forecast": Task(weather_forecast, 24, 24),
+    "co2-forecast": Task(co2_forecast, 26, 52),
+}
+
+
+def judge(bench: Bench, mean: NDArray, std: NDArray) -> dict[str, float]:
+    """RMSE, CRPS and coverage of the 80 % and 95 % intervals over what was asked for and is known."""
+    asked = np.isnan(bench.contexts) & ~np.isnan(bench.truth) if mean.shape == bench.contexts.shape else ~np.isnan(bench.truth)
+    m, s, x = (np.asarray(part, dtype=float)[asked] for part in (mean, std, bench.truth))
+    found = {"rmse": metrics.rmse(m[:, None], x[:, None]), "crps": float(metrics.crps_normal(m, s, x).mean())}
+    for level in (0.8, 0.95):
+        found[f"coverage{100 * level:.0f}"] = float(metrics.coverage(m[:, None], (s**2)[:, None, None], x[:, None], level))
+    return found
