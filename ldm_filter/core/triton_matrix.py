@@ -1,0 +1,303 @@
+"""Small matrices in a GPU's registers: the vocabulary of :mod:`ldm_filter.core.triton_kernels`.
+
+A matrix is a tuple of its entries, row by row. An entry is a block of numbers, one for each sequence and so one for each
+thread, or a single number that all sequences share. Sizes are known when a kernel is compiled: every loop over entries is
+unrolled, and the entry (j, i) of a symmetric matrix is the very register of (i, j).
+
+A field is a tuple ``(pointer, own, varying)`` over contiguous rows of numbers: ``own`` is None where all sequences share
+the row, ``varying`` is None where all steps do.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "add",
+    "cholesky",
+    "identity_less",
+    "inverse_of_square",
+    "lower_product",
+    "mirror",
+    "outer",
+    "product",
+    "read",
+    "scale",
+    "solve_lower",
+    "solve_upper",
+    "subtract",
+    "symmetric",
+    "transpose",
+    "twice_symmetric",
+    "write",
+    "zeros",
+]
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+    """COUNT zeros for each sequence, or COUNT numbers where BLOCK is 0."""
+    if BLOCK == 0:
+        zero = tl.full((), 0.0, DTYPE)
+    else:
+        zero = tl.full((BLOCK,), 0.0, DTYPE)
+    out = ()
+    for _ in tl.static_range(COUNT):
+        out = out + (zero,)
+    return out
+
+
+@triton.jit
+def add(X, Y, COUNT: tl.constexpr):
+    """X + Y."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (X[k] + Y[k],)
+    return out
+
+
+@triton.jit
+def subtract(X, Y, COUNT: tl.constexpr):
+    """X - Y."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (X[k] - Y[k],)
+    return out
+
+
+@triton.jit
+def scale(factor, X, COUNT: tl.constexpr):
+    """A number times X."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (factor * X[k],)
+    return out
+
+
+@triton.jit
+def transpose(X, I: tl.constexpr, J: tl.constexpr):
+    """X' of an (I, J) matrix: other names for the same registers."""
+    out = ()
+    for j in tl.static_range(J):
+        for i in tl.static_range(I):
+            out = out + (X[i * J + j],)
+    return out
+
+
+@triton.jit
+def mirror(X, I: tl.constexpr):
+    """The (I, I) matrix whose lower triangle is X, row by row: other names for the same registers."""
+    out = ()
+    for i in tl.static_range(I):
+        for j in tl.static_range(I):
+            out = out + ((X[i * (i + 1) // 2 + j] if i >= j else X[j * (j + 1) // 2 + i]),)
+    return out
+
+
+@triton.jit
+def symmetric(X, I: tl.constexpr):
+    """(X + X') / 2, of a full matrix."""
+    out = ()
+    for i in tl.static_range(I):
+        for j in tl.static_range(i + 1):
+            out = out + ((X[i * I + i] if i == j else 0.5 * (X[i * I + j] + X[j * I + i])),)
+    return mirror(out, I)
+
+
+@triton.jit
+def twice_symmetric(X, I: tl.constexpr):
+    """X + X', of a full matrix."""
+    out = ()
+    for i in tl.static_range(I):
+        for j in tl.static_range(i + 1):
+            out = out + (X[i * I + j] + X[j * I + i],)
+    return mirror(out, I)
+
+
+@triton.jit
+def product(X, Y, I: tl.constexpr, K: tl.constexpr, J: tl.constexpr):
+    """X Y of an (I, K) and a (K, J) matrix."""
+    out = ()
+    for i in tl.static_range(I):
+        for j in tl.static_range(J):
+            s = X[i * K] * Y[j]
+            for k in tl.static_range(1, K):
+                s += X[i * K + k] * Y[k * J + j]
+            out = out + (s,)
+    return out
+
+
+@triton.jit
+def lower_product(Z, X, Y, I: tl.constexpr, K: tl.constexpr):
+    """Z + X Y of an (I, K) and a (K, I) matrix where that is symmetric; Z is too. Half the work of a product."""
+    out = ()
+    for i in tl.static_range(I):
+        for j in tl.static_range(i + 1):
+            s = Z[i * I + j]
+            for k in tl.static_range(K):
+                s += X[i * K + k] * Y[k * I + j]
+            out = out + (s,)
+    return mirror(out, I)
+
+
+@triton.jit
+def outer(x, y, I: tl.constexpr, J: tl.constexpr):
+    """x y' of two vectors."""
+    return product(x, y, I, 1, J)
+
+
+@triton.jit
+def identity_less(X, I: tl.constexpr):
+    """1 - X."""
+    out = ()
+    for i in tl.static_range(I):
+        for j in tl.static_range(I):
+            out = out + ((1.0 - X[i * I + j] if i == j else -X[i * I + j]),)
+    return out
+
+
+@triton.jit
+def cholesky(S, M: tl.constexpr):
+    """The lower factor of S, row by row without the zeros; the inverses of its diagonal; whether all pivots are positive."""
+    L = ()
+    inverse = ()
+    positive = S[0] > 0.0
+    for i in tl.static_range(M):
+        for j in tl.static_range(i + 1):
+            s = S[i * M + j]
+            for k in tl.static_range(j):
+                s -= L[i * (i + 1) // 2 + k] * L[j * (j + 1) // 2 + k]
+            if i == j:
+                positive = positive & (s > 0.0)
+                root = tl.sqrt(s)
+                L = L + (root,)
+                inverse = inverse + (1.0 / root,)
+            else:
+                L = L + (s * inverse[j],)
+    return L, inverse, positive
+
+
+@triton.jit
+def solve_lower(L, inverse, X, M: tl.constexpr, J: tl.constexpr):
+    """L^-1 X of an (M, J) matrix."""
+    Y = ()
+    for i in tl.static_range(M):
+        for j in tl.static_range(J):
+            s = X[i * J + j]
+            for k in tl.static_range(i):
+                s -= L[i * (i + 1) // 2 + k] * Y[k * J + j]
+            Y = Y + (s * inverse[i],)
+    return Y
+
+
+@triton.jit
+def solve_upper(L, inverse, X, M: tl.constexpr, J: tl.constexpr):
+    """L'^-1 X of an (M, J) matrix, from the last row up."""
+    Y = ()
+    for up in tl.static_range(M):
+        row = ()
+        for j in tl.static_range(J):
+            s = X[(M - 1 - up) * J + j]
+            for k in tl.static_range(up):
+                s -= L[(M - up + k) * (M - up + k + 1) // 2 + M - 1 - up] * Y[k * J + j]
+            row = row + (s * inverse[M - 1 - up],)
+        Y = row + Y
+    return Y
+
+
+@triton.jit
+def inverse_of_square(L, inverse, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+    """(L L')^-1."""
+    zero = zeros(1, BLOCK, DTYPE)[0]
+    unit = ()
+    for i in tl.static_range(M):
+        for j in tl.static_range(M):
+            unit = unit + ((zero + 1.0 if i == j else zero),)
+    return symmetric(solve_upper(L, inverse, solve_lower(L, inverse, unit, M, M), M, M), M)
+
+
+# Memory. A tile of sequences is read and written as one piece, so that neighbouring threads touch neighbouring numbers.
+
+
+@triton.jit
+def row_of(field, b, t, T):
+    """The row of a field for sequences b at step t."""
+    if field[1] is None:
+        row = t.to(tl.int64) if field[2] is not None else (t * 0).to(tl.int64)
+    elif field[2] is None:
+        row = b.to(tl.int64)
+    else:
+        row = b.to(tl.int64) * T + t
+    return row
+
+
+@triton.jit
+def read(field, b, t, T, on, COUNT: tl.constexpr, DTYPE: tl.constexpr):
+    """A row of COUNT numbers for each sequence, or one for all of them; zeros where ``on``, for a step or each sequence, is False."""
+    W: tl.constexpr = triton.next_power_of_2(COUNT)
+    start = row_of(field, b, t, T) * COUNT
+    out = ()
+    if field[1] is None:
+        for k in tl.static_range(COUNT):
+            out = out + (tl.load(field[0] + start + k, mask=on, other=0.0).to(DTYPE),)
+    elif COUNT == 1:
+        out = (tl.load(field[0] + start, mask=tl.where(on, b, -1) >= 0, other=0.0).to(DTYPE),)
+    else:
+        column = tl.arange(0, W)[None, :]
+        here = (tl.where(on, b, -1) >= 0)[:, None] & (column < COUNT)
+        tile = tl.load(field[0] + start[:, None] + column, mask=here, other=0.0).to(DTYPE)
+        out = _columns(tile, W)
+    return out
+
+
+@triton.jit
+def write(field, b, t, T, on, values, COUNT: tl.constexpr):
+    """The inverse of :func:`read`: a row for each sequence, or one for all of them."""
+    W: tl.constexpr = triton.next_power_of_2(COUNT)
+    start = row_of(field, b, t, T) * COUNT
+    if field[1] is None:
+        for k in tl.static_range(COUNT):
+            tl.store(field[0] + start + k, values[k].to(field[0].dtype.element_ty))
+    elif COUNT == 1:
+        tl.store(field[0] + start, values[0].to(field[0].dtype.element_ty), mask=on)
+    else:
+        column = tl.arange(0, W)[None, :]
+        tile = _tile(values, COUNT, W, field[0].dtype.element_ty)
+        tl.store(field[0] + start[:, None] + column, tile, mask=on[:, None] & (column < COUNT))
+
+
+@triton.jit
+def _columns(tile, W: tl.constexpr):
+    """The columns of a (BLOCK, W) tile, W a power of two: halved again and again, the last bit of the index first."""
+    BLOCK: tl.constexpr = tile.shape[0]
+    parts = (tile,)
+    for level in tl.static_range(12):
+        if (W >> level) > 1:
+            even = ()
+            odd = ()
+            for k in tl.static_range(1 << level):
+                if (W >> level) > 2:
+                    x, y = tl.split(parts[k].reshape(BLOCK, (W >> level) // 2, 2))
+                else:
+                    x, y = tl.split(parts[k])
+                even = even + (x,)
+                odd = odd + (y,)
+            parts = even + odd
+    return parts
+
+
+@triton.jit
+def _tile(values, COUNT: tl.constexpr, W: tl.constexpr, DTYPE: tl.constexpr):
+    """The (BLOCK, W) tile with these columns and zeros: joined in pairs again and again, the first bit of the index first."""
+    BLOCK: tl.constexpr = values[0].shape[0]
+    parts = ()
+    for k in tl.static_range(W):
+        parts = parts + ((values[k].to(DTYPE) if k < COUNT else tl.full((BLOCK,), 0.0, DTYPE)),)
+    for level in tl.static_range(12):
+        if (W >> level) > 1:
+            joined = ()
+            for k in tl.static_range((W >> level) // 2):
+                joined = joined + (tl.join(parts[k], parts[k + (W >> level) // 2]).reshape(BLOCK, 2 << level),)
+            parts = joined
+    return parts[0]
