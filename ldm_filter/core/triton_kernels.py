@@ -203,8 +203,30 @@ def chosen(first, X, Y, COUNT: tl.constexpr):
 
 
 @triton.jit
-def filter_forward(A, Q, C, R, P0, a, z, h0, seen, out_p, out_Pp, out_f, out_P, density, failed, batch, T,
-                   LIFT: tl.constexpr, N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+def filter_forward(
+    A,
+    Q,
+    C,
+    R,
+    P0,
+    a,
+    z,
+    h0,
+    seen,
+    out_p,
+    out_Pp,
+    out_f,
+    out_P,
+    density,
+    failed,
+    batch,
+    T,
+    LIFT: tl.constexpr,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
     """Filtered (and predicted, where there is a place for them) means and covariances, log-densities, the first step without a factor."""
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = b < batch
@@ -232,8 +254,37 @@ def filter_forward(A, Q, C, R, P0, a, z, h0, seen, out_p, out_Pp, out_f, out_P, 
 
 
 @triton.jit
-def filter_backward(A, Q, C, R, P0, a, z, h0, out_f, out_P, to_p, to_Pp, to_f, to_P, to_density, dA, dQ, dC, dR, dP0, da, dz, dh0, batch, T,
-                    N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+def filter_backward(
+    A,
+    Q,
+    C,
+    R,
+    P0,
+    a,
+    z,
+    h0,
+    out_f,
+    out_P,
+    to_p,
+    to_Pp,
+    to_f,
+    to_P,
+    to_density,
+    dA,
+    dQ,
+    dC,
+    dR,
+    dP0,
+    da,
+    dz,
+    dh0,
+    batch,
+    T,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
     """The gradients of all inputs (those of shared ones summed over the block) from those that arrive at the outputs."""
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = b < batch
@@ -317,7 +368,9 @@ def factor_of(L, b, t, T, M: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def mean_forward(A, C, a, z, h0, K, L, seen, out_p, out_f, density, batch, T, N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+def mean_forward(
+    A, C, a, z, h0, K, L, seen, out_p, out_f, density, batch, T, N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr
+):
     """Filtered (and predicted, where there is a place for them) means and log-densities."""
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = b < batch
@@ -336,8 +389,33 @@ def mean_forward(A, C, a, z, h0, K, L, seen, out_p, out_f, density, batch, T, N:
 
 
 @triton.jit
-def mean_backward(A, C, a, z, h0, K, L, out_f, to_p, to_f, to_density, dA, dC, da, dz, dh0, sum_hv, sum_vv, sum_g, batch, T,
-                  N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+def mean_backward(
+    A,
+    C,
+    a,
+    z,
+    h0,
+    K,
+    L,
+    out_f,
+    to_p,
+    to_f,
+    to_density,
+    dA,
+    dC,
+    da,
+    dz,
+    dh0,
+    sum_hv,
+    sum_vv,
+    sum_g,
+    batch,
+    T,
+    N: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
     """The gradients of the data and of what moves it, and the sums over the block that the covariances need."""
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = b < batch
@@ -375,8 +453,9 @@ def mean_backward(A, C, a, z, h0, K, L, out_f, to_p, to_f, to_density, dA, dC, d
 
 
 @triton.jit
-def covariance_backward(A, Q, C, R, P0, out_P, sum_hv, sum_vv, sum_g, to_Pp, to_P, dA, dQ, dC, dR, dP0, T,
-                        N: tl.constexpr, M: tl.constexpr, DTYPE: tl.constexpr):
+def covariance_backward(
+    A, Q, C, R, P0, out_P, sum_hv, sum_vv, sum_g, to_Pp, to_P, dA, dQ, dC, dR, dP0, T, N: tl.constexpr, M: tl.constexpr, DTYPE: tl.constexpr
+):
     """The gradients of the model from those that arrive at the covariances and from the sums over the batch of h v', g v v' and g."""
     b = tl.program_id(0)
     G = zeros(N * N, 0, DTYPE)
