@@ -1,4 +1,5 @@
-"""The Kalman filter of whole sequences in one GPU kernel, with its adjoint: the door to :mod:`ldm_filter.core.triton_kernels`.
+"""The Kalman filter of whole sequences inside GPU kernels, with its adjoint: the door to :mod:`ldm_filter.core.triton_own` and
+:mod:`ldm_filter.core.triton_shared`.
 
 Triton is optional. Where it is missing, or the sizes do not fit, the readable loops of :mod:`ldm_filter.core.recursion` do the
 same work on the GPU, step by step. First derivatives only.
@@ -12,7 +13,6 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -58,16 +58,18 @@ def supports(problem: Problem) -> bool:
     return available() and right_place and max(n, m) <= LARGEST and problem.z.dtype in (torch.float32, torch.float64)
 
 
-def run(problem: Problem, predicted: bool) -> Filtered:
+def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
     """Filter all sequences of a problem that :func:`supports` accepts.
 
-    Covariances that differ between sequences are computed in the dtype of the measurements, with Cholesky factors and
-    Joseph's form; those that the batch shares in float64. Memory: the outputs and, backwards, the gradients; nothing else grows
+    Covariances are computed in float64, with Cholesky factors and Joseph's form, the means with them or, where the batch shares
+    its covariances, in the dtype of the measurements. Memory: the outputs and, backwards, the gradients; nothing else grows
     with T, but for the sums over 32 sequences of the gradients of a model that they share and that varies in time.
 
     Args:
         problem: as :func:`ldm_filter.core.inputs.prepare` makes it.
         predicted: whether the predictions are wanted.
+        precise: False computes covariances that differ between sequences in the dtype of the measurements. In float32 that
+            is faster, and right to about 1e-6 of the largest entry, but to 1e-3 where variances span ten decades.
 
     Returns:
         The filtered states, the log-likelihood, and the predicted states or None.
@@ -87,7 +89,7 @@ def run(problem: Problem, predicted: bool) -> Filtered:
         seen = torch.full((1, 1), float(seen), dtype=z.dtype, device=z.device)
     shared = z.shape[0] > 1 and all(x.shape[0] == 1 for x in (A, Q, C, R, P0))
     inputs = [x.contiguous() for x in (A, Q, C, R, P0, a, z, h0, seen)]
-    p, Pp, f, P, density, failed = (_SharedCovariances if shared else _OwnCovariances).apply(*inputs, predicted)
+    p, Pp, f, P, density, failed = (_SharedCovariances if shared else _OwnCovariances).apply(*inputs, predicted, precise)
     if (failed < z.shape[1]).any():
         info = torch.arange(z.shape[1], device=z.device) == failed.unsqueeze(-1)
         raise_if_not_positive(info[0] if shared else info)
@@ -99,7 +101,7 @@ class _OwnCovariances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        *inputs, seen, predicted = arguments
+        *inputs, seen, predicted, precise = arguments
         z, n = inputs[6], inputs[0].shape[-1]
         batch, steps, _ = z.shape
         f, P, density = z.new_empty(batch, steps, n), z.new_empty(batch, steps, n, n), z.new_empty(batch, steps)
@@ -107,7 +109,8 @@ class _OwnCovariances(torch.autograd.Function):
         failed = torch.empty(batch, dtype=torch.int32, device=z.device)
         lift = 1.0 if z.dtype == torch.float64 else 1.0 + n * torch.finfo(z.dtype).eps
         fields = [*_fields(inputs), _field(seen), *map(_each, (p, Pp, f, P, density)), failed, batch, steps]
-        _launch("filter_forward", _programs(z), fields, LIFT=lift, BLOCK=_BLOCK, **_sizes(inputs, z.dtype))
+        ctx.dtype = torch.float64 if precise else z.dtype
+        _launch("filter_forward", _programs(z), fields, LIFT=lift, BLOCK=_BLOCK, **_sizes(inputs, ctx.dtype))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(failed)
         ctx.save_for_backward(*inputs, f, P)
@@ -120,8 +123,8 @@ class _OwnCovariances(torch.autograd.Function):
         z = inputs[6]
         grads = _gradients(inputs, ctx.needs_input_grad)
         fields = [*_fields(inputs), _each(f), _each(P), *map(_each, arriving[:5]), *_fields(inputs, grads), *z.shape[:2]]
-        _launch("filter_backward", _programs(z), fields, BLOCK=_BLOCK, **_sizes(inputs, z.dtype))
-        return (*map(_total, inputs, grads), None, None)
+        _launch("filter_backward", _programs(z), fields, BLOCK=_BLOCK, **_sizes(inputs, ctx.dtype))
+        return (*map(_total, inputs, grads), None, None, None)
 
 
 class _SharedCovariances(torch.autograd.Function):
@@ -129,7 +132,7 @@ class _SharedCovariances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        *inputs, seen, predicted = arguments
+        *inputs, seen, predicted, _ = arguments
         z, n = inputs[6], inputs[0].shape[-1]
         batch, steps, m = z.shape
         Pp, P, K, L = (z.new_empty(1, steps, *size, dtype=torch.float64) for size in ((n, n), (n, n), (n, m), (m * (m + 1) // 2,)))
@@ -163,7 +166,7 @@ class _SharedCovariances(torch.autograd.Function):
         sums = [x.sum(0, keepdim=True, dtype=torch.float64) for x in sums]
         covs = [*fields[:5], *map(_steps, (P, *sums, to_Pp, to_P)), *_fields(inputs, of_covs)[:5], z.shape[1]]
         _launch("covariance_backward", 1, covs, **_sizes(inputs, torch.float64))
-        return (*map(_total, inputs, of_means, of_covs), None, None)
+        return (*map(_total, inputs, of_means, of_covs), None, None, None)
 
 
 # What a kernel is told of a tensor: where it is, whether each sequence has its own rows (1 or None), and each step (1 or None).
@@ -203,27 +206,27 @@ def _programs(z: Tensor) -> int:
 
 def _sizes(inputs: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
     m, n = inputs[2].shape[-2:]
-    return {"N": n, "M": m, "DTYPE": _kernels().FLOATS[str(dtype)]}
+    return {"N": n, "M": m, "DTYPE": _kernels()["FLOATS"][str(dtype)]}
 
 
 def _gradients(inputs: Sequence[Tensor], needed: Sequence[bool], dtype: torch.dtype | None = None) -> list[Tensor | None]:
     """Room for the gradients that are needed: of what the sequences share a row for each program, or, in float64, for the only one."""
     z = inputs[6]
     sizes = [x.shape if k > 5 or x.shape[0] > 1 else (1 if dtype else _programs(z), *x.shape[1:]) for k, x in enumerate(inputs)]
-    always = [dtype is None and k > 5 for k in range(8)]
+    always = (k > 5 and dtype is None for k in range(8))
     return [z.new_empty(size, dtype=dtype) if need or must else None for size, need, must in zip(sizes, needed, always, strict=False)]
 
 
 def _total(x: Tensor, *parts: Tensor | None) -> Tensor | None:
     """The gradient of x from its parts, summed over the programs in float64."""
     there = [g if g.shape == x.shape else g.sum(0, keepdim=True, dtype=torch.float64) for g in parts if g is not None]
-    return sum(there).to(x.dtype) if there else None  # type: ignore[union-attr, return-value]
+    return sum(there).to(x.dtype) if there else None  # type: ignore[union-attr]
 
 
 def _launch(name: str, programs: int, arguments: Sequence[Any], **constants: Any) -> None:
     where = next(x[0].device for x in arguments if isinstance(x, tuple) and x[0] is not None)
     with torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext():
-        getattr(_kernels(), name)[(programs,)](*arguments, **constants, num_warps=1)
+        _kernels()[name][(programs,)](*arguments, **constants, num_warps=1)
 
 
 def _interpreted() -> bool:
@@ -231,6 +234,7 @@ def _interpreted() -> bool:
 
 
 @functools.cache
-def _kernels() -> ModuleType:
+def _kernels() -> dict[str, Any]:
     """The kernels, compiled when they are first called; imported late, since Triton may be missing and is slow to import."""
-    return importlib.import_module("ldm_filter.core.triton_kernels")
+    modules = (importlib.import_module(f"ldm_filter.core.triton_{name}") for name in ("own", "shared", "step"))
+    return {name: getattr(module, name) for module in modules for name in module.__all__}

@@ -1,4 +1,4 @@
-"""Small matrices in a GPU's registers: the vocabulary of :mod:`ldm_filter.core.triton_kernels`.
+"""Small matrices in a GPU's registers: the vocabulary of :mod:`ldm_filter.core.triton_step`.
 
 A matrix is a tuple of its entries, row by row. An entry is a block of numbers, one for each sequence and so one for each
 thread, or a single number that all sequences share. Sizes are known when a kernel is compiled: every loop over entries is
@@ -7,6 +7,8 @@ unrolled, and the entry (j, i) of a symmetric matrix is the very register of (i,
 A field is a tuple ``(pointer, own, varying)`` over contiguous rows of numbers: ``own`` is None where all sequences share
 the row, ``varying`` is None where all steps do.
 """
+
+# ruff: noqa: RUF005, SIM108 - Triton's tuples are put together with +
 
 from __future__ import annotations
 
@@ -159,7 +161,7 @@ def identity_less(X, I: tl.constexpr):
 
 @triton.jit
 def cholesky(S, M: tl.constexpr):
-    """The lower factor of S, row by row without the zeros; the inverses of its diagonal; whether all pivots are positive."""
+    """The lower factor of S, row by row without the zeros; the inverses of its diagonal; whether all pivots are positive (one that is not counts as 1)."""
     L = ()
     inverse = ()
     positive = S[0] > 0.0
@@ -170,7 +172,7 @@ def cholesky(S, M: tl.constexpr):
                 s -= L[i * (i + 1) // 2 + k] * L[j * (j + 1) // 2 + k]
             if i == j:
                 positive = positive & (s > 0.0)
-                root = tl.sqrt(s)
+                root = tl.sqrt(tl.where(s > 0.0, s, 1.0))
                 L = L + (root,)
                 inverse = inverse + (1.0 / root,)
             else:

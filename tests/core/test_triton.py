@@ -1,0 +1,155 @@
+"""The Triton kernels, run by Triton's interpreter, against the loops that they replace; and compiled for a real GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from ldm_filter.core import recursion
+from ldm_filter.core import triton as door
+from ldm_filter.core.inputs import Problem, prepare
+from ldm_filter.core.linalg import NotPositiveDefiniteError, round_cov
+from ldm_filter.types import Gaussian, StateSpace
+from tests.core.problems import constant_ssm, normal, observed_of, random_measurements, rng
+from tests.core.test_native import model, parts
+
+# Triton looks when it is imported, and when a kernel is defined, whether to interpret.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")
+    triton = pytest.importorskip("triton", reason="Triton is not installed: pip install 'ldm-filter[gpu]'", exc_type=ImportError)
+    door._kernels()
+
+# (batch, time, n, m): one step, one sequence, n < m, n = m, n > m, more than one program
+SIZES = [(1, 1, 1, 1), (1, 3, 2, 2), (2, 3, 1, 3), (3, 2, 3, 2), (2, 1, 4, 4), (35, 2, 2, 1)]
+KINDS = [("constant", ""), ("constant", "shared"), ("constant", "own"), ("time", ""), ("batch", "own"), ("mixed", ""), ("all", "own")]
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def kernels(problem: Problem, precise: bool = True) -> list[Tensor]:
+    result = door.run(problem, predicted=True, precise=precise)
+    assert result.predicted is not None
+    return [*result.predicted, *result.filtered, result.log_likelihood]
+
+
+def loops(problem: Problem) -> list[Tensor]:
+    covs = recursion.covariance_loop(problem)
+    means = recursion.mean_loop(problem, covs.gain)
+    assert covs.predicted is not None
+    whitened = recursion.whiten(covs.factor, means.innovation.double())
+    density = recursion.log_density_of(means.innovation, whitened, covs.factor, problem.seen)
+    dtype = problem.z.dtype
+    return [means.predicted, round_cov(covs.predicted, dtype), means.filtered, round_cov(covs.filtered, dtype), density]
+
+
+def problem_of(leaves: list[Tensor], observed: Tensor | None) -> Problem:
+    A, a, Q, C, c, h, P, z, R = leaves
+    return prepare(StateSpace(A, a, Q, C, c, Gaussian(h, P)), Gaussian(z, R), observed)
+
+
+def results(run: Callable[[Problem], list[Tensor]], leaves: list[Tensor], observed: Tensor | None, alone: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs, and the gradients of their weighted sum and, where asked, of each alone."""
+    outputs = run(problem_of(leaves, observed))
+    weights = [torch.randn(y.shape, generator=rng(k), dtype=torch.float64).to(y.dtype) for k, y in enumerate(outputs)]
+    sets = [(outputs, weights)] + [([y], [w]) for y, w in zip(outputs, weights, strict=True) if alone]
+    gradients = [torch.autograd.grad(ys, leaves, ws, retain_graph=True, allow_unused=True) for ys, ws in sets]
+    return outputs, [torch.zeros_like(x) if g is None else g for grads in gradients for x, g in zip(leaves, grads, strict=True)]
+
+
+def compare(leaves: list[Tensor], observed: Tensor | None, values: float, grads: float, alone: bool = False) -> None:
+    ours, plain = (results(run, leaves, observed, alone) for run in (kernels, loops))
+    for tolerance, left, right in ((values, ours[0], plain[0]), (grads, ours[1], plain[1])):
+        for x, y in zip(left, right, strict=True):
+            assert_close(x, y, rtol=0.0, atol=tolerance * max(1.0, y.abs().max().item()))
+
+
+@pytest.mark.parametrize("kind, masked", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_filter_is_that_of_the_loop(size: tuple[int, int, int, int], kind: str, masked: str) -> None:
+    batch, steps, _, m = size
+    mask = observed_of(batch, steps, m)
+    measurements = random_measurements(batch, steps, m, varying=kind in ("mixed", "all"))
+    compare(parts(model(kind, *size), measurements), {"": None, "own": mask, "shared": mask[:1]}[masked], 1e-12, 1e-10)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_gradient_of_each_output_alone(varying: bool) -> None:
+    compare(parts(constant_ssm(3, 2), random_measurements(2, 2, 2, varying=varying)), None, 1e-12, 1e-10, alone=True)
+
+
+@pytest.mark.parametrize("varying, precise", [(False, True), (True, True), (True, False)])
+def test_float32(monkeypatch: pytest.MonkeyPatch, varying: bool, precise: bool) -> None:
+    monkeypatch.setattr(f"{__name__}.kernels.__defaults__", (precise,))
+    leaves = [x.detach().float().requires_grad_() for x in parts(constant_ssm(3, 2), random_measurements(2, 3, 2, varying=varying))]
+    compare(leaves, None, 2e-6, 2e-5)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_float32_with_precise_measurements_of_a_vague_state(varying: bool) -> None:
+    """Measurement variance 1e-6, initial variance 1e4: what is left of it is right to 1e-4."""
+    batch, steps, n, m = 2, 4, 3, 2
+    ssm = constant_ssm(n, m)._replace(initial=Gaussian(normal(1, n), 1e4 * torch.eye(n, dtype=torch.float64)))
+    cov = 1e-6 * torch.eye(m, dtype=torch.float64).expand(*((batch, steps) if varying else (1, 1)), m, m).clone()
+    exact = [x.float().double() for x in parts(ssm, Gaussian(normal(2, batch, steps, m), cov))]
+    for x, y in zip(kernels(problem_of([x.float() for x in exact], None))[2:4], loops(problem_of(exact, None))[2:4], strict=True):
+        assert_close(x.double(), y, rtol=0.0, atol=1e-4 * y.abs().max().item())
+        assert (torch.linalg.eigvalsh(x.double()) > 0.0).all() if x.dim() == 4 else True
+
+
+def test_only_the_symmetric_part_of_a_covariance_counts() -> None:
+    leaves = parts(constant_ssm(2, 2), random_measurements(2, 3, 2))
+    with torch.no_grad():
+        for k in (2, 6, 8):
+            leaves[k][0, 1] += 0.05
+    compare(leaves, None, 1e-12, 1e-10)
+
+
+def test_what_is_not_asked_for_is_left_out() -> None:
+    leaves = [x.detach() for x in parts(constant_ssm(2, 1), random_measurements(2, 3, 1, varying=True))]
+    leaves[7].requires_grad_()
+    result = door.run(problem_of(leaves, None), predicted=False)
+    assert result.predicted is None
+    every = parts(constant_ssm(2, 1), random_measurements(2, 3, 1, varying=True))
+    alone = torch.autograd.grad(result.log_likelihood.sum(), leaves[7])[0]
+    assert_close(alone, torch.autograd.grad(kernels(problem_of(every, None))[4].sum(), every[7])[0], rtol=0.0, atol=1e-14)
+
+
+def test_a_failure_is_named() -> None:
+    measurements = random_measurements(4, 3, 2, varying=True)
+    measurements.cov[2, 1] = torch.tensor([[1.0, 50.0], [50.0, 1.0]])
+    measurements.cov[1, 2] = measurements.cov[2, 1]
+    with pytest.raises(NotPositiveDefiniteError, match="at step 1 of series 2"):
+        door.run(prepare(constant_ssm(3, 2), measurements, None), False)
+    with pytest.raises(NotPositiveDefiniteError, match=r"at step 0 \(the covariance is shared"):
+        door.run(prepare(constant_ssm(3, 2), measurements._replace(cov=measurements.cov[2, 1]), None), False)
+
+
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = prepare(constant_ssm(9, 2), random_measurements(2, 3, 2), None)
+    small = prepare(constant_ssm(2, 2), random_measurements(2, 3, 2), None)
+    assert door.supports(small) and not door.supports(large)
+    with pytest.raises(RuntimeError, match=r"got 9 states, 2 latents, .*; expected at most 8"):
+        door.run(large, False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert not door.supports(small), "on the CPU only the interpreter runs kernels"
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.core.triton_compile", "2", "1", "float32"]
+    made = subprocess.run(command, env=clean | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False)
+    assert made.returncode == 0, made.stderr
+    sizes = {line.split()[0]: int(line.split()[1]) for line in made.stdout.splitlines()}
+    names = {f"{what}_{way}" for what in ("filter", "covariance", "mean") for way in ("forward", "backward")}
+    assert set(sizes) == names and min(sizes.values()) > 0
