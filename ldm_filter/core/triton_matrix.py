@@ -161,7 +161,7 @@ def identity_less(X, I: tl.constexpr):
 
 @triton.jit
 def cholesky(S, M: tl.constexpr):
-    """The lower factor of S, row by row without the zeros; the inverses of its diagonal; whether all pivots are positive (one that is not counts as 1)."""
+    """The lower factor of S, row by row without the zeros; the inverses of its diagonal; whether all pivots are positive: the others count as 1."""
     L = ()
     inverse = ()
     positive = S[0] > 0.0
