@@ -203,6 +203,8 @@ def normal_width(level: float) -> float:
 
 def check_levels(levels: Iterable[float], name: str = "levels") -> tuple[float, ...]:
     """Different shares between 0 and 1."""
+    if isinstance(levels, float | int | str) or not isinstance(levels, Iterable):
+        raise TypeError(f"`{name}` is {levels!r}, expected several shares between 0 and 1 such as (0.8, 0.95); one alone is ({levels},)")
     found = tuple(float(level) for level in levels)
     if not all(0 < level < 1 for level in found) or len(set(found)) < len(found):
         raise ValueError(f"`{name}` is {found}, expected different shares between 0 and 1 such as (0.8, 0.95).")

@@ -102,12 +102,12 @@ def make_plan(
         sequences, held_out = split(sequences, validation, generator) if int(sequences.lengths.min()) >= 20 else (sequences, None)
     else:
         held_out = validation
-    length = window or min(100, int(sequences.lengths.max()))
+    length = int(window or min(100, int(sequences.lengths.max())))
     training = Windows(sequences, length)
     count = len(training.index())
-    batch_size = batch_size or max(4, min(32, count // 8))
+    batch_size = int(batch_size or max(4, min(32, count // 8)))
     updates = len(training.epoch(batch_size, torch.Generator().manual_seed(seed)))
-    epochs = epochs or max(20, min(300, -(-LEAST_UPDATES // updates)))
+    epochs = int(epochs or max(20, min(300, -(-LEAST_UPDATES // updates))))
     return Plan(training, None if held_out is None else Windows(held_out, length), batch_size, epochs)
 
 

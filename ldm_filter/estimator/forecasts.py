@@ -74,6 +74,7 @@ class Forecasts(Parameters):
         settings.check_counts(num_paths=num_paths)
         sequences, labels, ahead = self._ahead(data, horizon, inputs, times)
         model = self._model()
+        settings.check_seed(seed)
         generator = torch.Generator(device=model.encoder.center.device).manual_seed(seed)
         states = forecast_paths(model, run_filter(model, sequences, labels), horizon, ahead, num_paths, generator)
         with torch.no_grad():

@@ -134,13 +134,15 @@ class LDMFilter(Queries):
         """
         settings.check(self.get_params())
         settings.check_counts(epochs=epochs, batch_size=batch_size)
+        settings.check_share("validation", validation)
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
         self.labels_, self.input_labels_, self.calibration_ = labels, None, None
         if inputs is not None:
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
             sequences = sequences._replace(context=Context(inputs=known.past))
         event_shape = tuple(sequences.values.shape[2:])
-        latent_dim = self.latent_dim or min(self.state_dim, int(np.prod(event_shape)))
+        latent_dim = int(self.latent_dim or min(self.state_dim, int(np.prod(event_shape))))
+        settings.check_learnable(sequences, latent_dim)
         input_dim = 0 if self.input_labels_ is None else len(self.input_labels_.channels)
         model = fitting.build(event_shape, self.get_params(), self.encoder, latent_dim, self.dtype, input_dim)
         self.model_ = model

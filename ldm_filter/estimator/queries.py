@@ -59,6 +59,7 @@ class Queries(Forecasts):
             raise ValueError("sample needs data (posterior paths) or steps (prior paths), and not both")
         settings.check_counts(num_paths=num_paths, steps=steps)
         model = self._model()
+        settings.check_seed(seed)
         generator = torch.Generator(device=model.encoder.center.device).manual_seed(seed)
         with torch.no_grad():
             if data is None:
@@ -102,7 +103,10 @@ class Queries(Forecasts):
         the data's units: ``(..., *event)`` each.
         """
         model = self._model()
-        exact = torch.as_tensor(np.asarray(states), dtype=self.dtype, device=model.encoder.center.device)
+        numbers = np.asarray(states)
+        if numbers.dtype.kind not in "buif" or not np.isfinite(numbers).all():
+            raise ValueError(f"states are of dtype {numbers.dtype}, expected finite real numbers (..., {self.state_dim})")
+        exact = torch.as_tensor(numbers, dtype=self.dtype, device=model.encoder.center.device)
         if exact.ndim < 1 or exact.shape[-1] != self.state_dim:
             raise ValueError(f"states have shape {tuple(exact.shape)}, expected (..., {self.state_dim}); the last dimension is the state")
         flat = exact.reshape(1, -1, self.state_dim)

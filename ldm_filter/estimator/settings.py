@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,10 @@ __all__ = [
     "check",
     "check_choice",
     "check_counts",
+    "check_device",
+    "check_learnable",
+    "check_seed",
+    "check_share",
     "comparisons",
     "composition",
     "default_mask_rate",
@@ -66,6 +71,10 @@ def check(params: dict[str, Any]) -> None:
     check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
     if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
         raise ValueError(f"latent_dim is {params['latent_dim']}, expected at most state_dim = {params['state_dim']}; raise state_dim")
+    if params["window"] == 1:
+        raise ValueError("window is 1, expected at least 2 steps: one step alone shows no motion")
+    check_seed(params["seed"])
+    check_device(params["device"])
     if params["dtype"] not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {params['dtype']}, expected torch.float32 or torch.float64")
     for name in ("learning_rate", "dynamics_rate"):
@@ -99,10 +108,55 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not _whole(value):
             raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a whole number of at least 1")
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what no generator starts from."""
+    if not _whole(seed):
+        raise TypeError(f"seed is {seed!r} ({type(seed).__name__}), expected a whole number such as 0")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is unknown or not on this machine."""
+    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device not in there:
+        raise ValueError(f"device is {device!r}, expected one of {', '.join(map(repr, there))}")
+    if not there[device]:
+        raise ValueError(f"device is {device!r}, and this machine (or this build of torch) has none; use 'auto' or 'cpu'")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse a number that is no share of the data."""
+    if isinstance(value, numbers.Real) and not 0.0 < float(value) < 1.0:
+        raise ValueError(f"{name} is {value}, expected a share between 0 and 1, held-out data, or None")
+
+
+def check_learnable(sequences: Sequences, latent_dim: int) -> None:
+    """Refuse data too short, or too constant, to learn from.
+
+    Raises:
+        ValueError: fewer steps than latents need, or no entry that ever changes.
+    """
+    steps = int(sequences.observed.flatten(2).any(-1).sum())
+    if steps < latent_dim + 2:
+        raise ValueError(f"data has {steps} steps in all, expected at least {latent_dim + 2} to learn {latent_dim} latents; pass more")
+    ends = torch.finfo(sequences.values.dtype)
+    low = torch.full_like(sequences.values[0, 0], ends.max)
+    high = torch.full_like(low, ends.min)
+    for values, observed in zip(sequences.values, sequences.observed, strict=True):  # one by one: a copy of long videos is large
+        low = torch.minimum(low, values.masked_fill(~observed, ends.max).amin(0))
+        high = torch.maximum(high, values.masked_fill(~observed, ends.min).amax(0))
+        if bool((high > low).any()):
+            return
+    raise ValueError("data never changes: every channel has one value at all steps, and there is nothing to learn from")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def default_mask_rate(sequences: Sequences) -> float:
@@ -137,7 +191,7 @@ def observation_draws(model: LatentFilter, readout: Readout, paths: Tensor, gene
 
 def to_json(params: dict[str, Any]) -> str:
     """The constructor's arguments as JSON text; a user's module by the word ``custom``."""
-    plain = {name: "custom" if isinstance(value, nn.Module) else value for name, value in params.items()}
+    plain = {name: "custom" if isinstance(value, nn.Module) else int(value) if _whole(value) else value for name, value in params.items()}
     return json.dumps(plain | {"dtype": str(params["dtype"]).removeprefix("torch.")})
 
 
@@ -170,6 +224,7 @@ def from_checkpoint(cls: type[Estimator], tensors: dict[str, Tensor], config: di
             raise ValueError("the file holds a model with an encoder of your own; pass the module: LDMFilter.load(path, encoder=module)")
         params["encoder"] = encoder
     estimator = cls(**params)
+    check_device(device if device == "auto" else str(device).partition(":")[0])
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     labels = from_description(config["labels"])
     inputs = None if config.get("inputs") is None else from_description(config["inputs"])

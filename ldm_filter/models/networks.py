@@ -118,7 +118,10 @@ class Custom(nn.Module):
         module.eval()
         with torch.no_grad():
             parameter = next(module.parameters(), torch.zeros(()))
-            shape = tuple(self(torch.zeros(2, *event_shape, dtype=parameter.dtype, device=parameter.device)).shape)
+            try:
+                shape = tuple(self(torch.zeros(2, *event_shape, dtype=parameter.dtype, device=parameter.device)).shape)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ValueError(f"encoder cannot read two observations of shape {(2, *event_shape)}: {error}; it must take (N, *event)") from error
         module.train(training)
         if shape != (2, out_dim):
             raise ValueError(

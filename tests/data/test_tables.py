@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ldm_filter.data import parse
-from ldm_filter.data.results import forecast_output, to_dataset
+from ldm_filter.data.forecasts import forecast_output
+from ldm_filter.data.results import to_dataset
 from ldm_filter.data.tables import summary, table
 
 TIMES = pd.date_range("2024-10-27 01:00", periods=4, freq="h", tz="Europe/Berlin", name="when")  # across the end of summer time
