@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,7 +190,7 @@ def mask_missing(C: Tensor, R: Tensor, z: Tensor, mask: Tensor | None) -> tuple[
 
 def check_count(name: str, value: int) -> None:
     """A number of steps or paths is at least 1."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name} is a {type(value).__name__}; expected an int of at least 1")
     if value < 1:
         raise ValueError(f"{name} is {value}; expected at least 1")
