@@ -1,156 +1,242 @@
-// Python bindings: ldm_filter.core._native. Called only by ldm_filter/core/native.py, which checks every shape first.
+// Python bindings: ldm_filter.core._native. Called only by ldm_filter/core/native.py, which checks every shape first: what comes here
+// are addresses and strides, in the order of the structures in problem.hpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-#include <optional>
+#include <atomic>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
 
-#include "covariance_adjoint.hpp"
-#include "covariance_recursion.hpp"
-#include "log_density.hpp"
-#include "mean_recursion.hpp"
+#include "memory.hpp"
+#include "problem.hpp"
 
 namespace nb = nanobind;
-using namespace nb::literals;
 
 namespace ldm {
 
-LDM_CLONED void run(const MeanRecursion& q, const MeanInputs<float>& in, const MeanOutputs<float>& out) { forward(q, in, out); }
-LDM_CLONED void run(const MeanRecursion& q, const MeanInputs<double>& in, const MeanOutputs<double>& out) { forward(q, in, out); }
-LDM_CLONED void run(const MeanRecursion& q, const MeanGradients<float>& d) { backward(q, d); }
-LDM_CLONED void run(const MeanRecursion& q, const MeanGradients<double>& d) { backward(q, d); }
-LDM_CLONED void run(const CovarianceRecursion& q, const CovarianceOutputs& out) { forward(q, out); }
-LDM_CLONED void run(const CovarianceRecursion& q, const CovarianceGradients& d) { backward(q, d); }
-LDM_CLONED void run(const LogDensity& q, double* density) { forward(q, density); }
-LDM_CLONED void run(const LogDensity& q, const LogDensityGradients& d) { backward(q, d); }
-
-template <class T, int Dims>
-using Array = nb::ndarray<T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-template <class T, int Dims>
-using Maybe = std::optional<Array<T, Dims>>;
-using Matrices = Array<const double, 4>;  // (1 | batch, 1 | time, rows, columns)
-using Sums = Maybe<double, 4>;            // their gradients
-
-template <class MaybeArray>
-auto address(const MaybeArray& x) {
-    return x ? x->data() : nullptr;
+void parallel(Index tasks, int threads, void (*work)(void*, Index), void* context) {
+    std::atomic<Index> next{0};
+    const auto run = [&] {
+        for (Index task = next++; task < tasks; task = next++) work(context, task);
+    };
+    const int helpers = static_cast<int>(std::min<Index>(threads, tasks)) - 1;
+    std::vector<std::thread> crew;
+    for (int k = 0; k < helpers; ++k) crew.emplace_back(run);
+    run();
+    for (std::thread& worker : crew) worker.join();
 }
 
-template <class AnyArray>
-Index step(const AnyArray& x, std::size_t dim) {
-    Index size = 1;
-    for (std::size_t k = dim + 1; k < x.ndim(); ++k) size *= static_cast<Index>(x.shape(k));
-    return x.shape(dim) == 1 ? 0 : size;
-}
+namespace {
 
-Field<const double> field(const Matrices& x) { return {x.data(), step(x, 0), step(x, 1)}; }
+using Numbers = std::vector<std::int64_t>;
 
-Field<double> field(const Sums& x) { return x ? Field<double>{x->data(), step(*x, 0), step(*x, 1)} : Field<double>{nullptr, 0, 0}; }
+// Takes an argument list apart, front to back.
+class Reader {
+  public:
+    explicit Reader(const Numbers& numbers) : next_(numbers.begin()), end_(numbers.end()) {}
+    ~Reader() noexcept(false) {
+        if (next_ != end_ && !std::uncaught_exceptions()) throw std::invalid_argument("a kernel was called with too many numbers");
+    }
+    Index number() {
+        if (next_ == end_) throw std::invalid_argument("a kernel was called with too few numbers");
+        return static_cast<Index>(*next_++);
+    }
+    template <class T>
+    T* address() {
+        return reinterpret_cast<T*>(number());
+    }
+    template <class T>
+    Field<T> field() {
+        T* data = address<T>();
+        const Index batch = number();
+        return {data, batch, number()};
+    }
 
-// The means. Sizes from arrays of the shapes of z and a, whatever they hold.
-template <class Latent, class Offset>
-MeanRecursion means(const Matrices& A, const Matrices& C, const Matrices& K, const Latent& z, const Offset& a) {
-    const Index batch = z.shape(0), time = z.shape(1), m = z.shape(2), n = A.shape(3);
-    return {batch, time, n, m, field(A), field(C), field(K), step(a, 1), step(a, 0)};
+  private:
+    Numbers::const_iterator next_, end_;
+};
+
+template <class Scalar>
+Problem<Scalar> read_problem(const Numbers& numbers) {
+    Reader x(numbers);
+    Problem<Scalar> q{};
+    q.batch = x.number(), q.time = x.number(), q.n = x.number(), q.m = x.number(), q.from_belief = x.number();
+    for (Field<const double>* field : {&q.A, &q.a, &q.Q, &q.C, &q.c, &q.h0, &q.P0}) *field = x.field<const double>();
+    q.z = x.field<const Scalar>(), q.R = x.field<const Scalar>();
+    q.mask.data = x.address<const std::uint8_t>();
+    q.mask.batch = x.number(), q.mask.time = x.number(), q.mask.channel = x.number();
+    return q;
 }
 
 template <class Scalar>
-void mean_forward(Matrices A, Matrices C, Matrices K, Array<const Scalar, 3> z, Array<const Scalar, 3> a, Array<const Scalar, 2> h0,
-                  Array<Scalar, 3> predicted, Array<Scalar, 3> filtered, Array<Scalar, 3> innovation) {
-    const MeanRecursion q = means(A, C, K, z, a);
-    const MeanInputs<Scalar> in{z.data(), a.data(), h0.data()};
-    const MeanOutputs<Scalar> out{predicted.data(), filtered.data(), innovation.data()};
-    nb::gil_scoped_release unlocked;
-    run(q, in, out);
+Moments<Scalar> read_moments(const Numbers& numbers) {
+    Reader x(numbers);
+    Moments<Scalar> y{};
+    for (Scalar** data : {&y.mean, &y.cov, &y.log_likelihood, &y.predicted_mean, &y.predicted_cov}) *data = x.address<Scalar>();
+    return y;
 }
 
 template <class Scalar>
-void mean_backward(Matrices A, Matrices C, Matrices K, Array<const Scalar, 3> predicted, Array<const Scalar, 3> filtered,
-                   Array<const Scalar, 3> innovation, Maybe<const Scalar, 3> at_predicted, Maybe<const Scalar, 3> at_filtered,
-                   Maybe<const Scalar, 3> at_innovation, Sums grad_A, Sums grad_C, Sums grad_K, Array<Scalar, 3> grad_z, Array<double, 3> grad_a,
-                   Array<Scalar, 2> grad_h0) {
-    const MeanRecursion q = means(A, C, K, grad_z, grad_a);
-    const MeanGradients<Scalar> d{predicted.data(), filtered.data(), innovation.data(), address(at_predicted), address(at_filtered), address(at_innovation),
-                                  field(grad_A),    field(grad_C),   field(grad_K),     grad_a.data(),      grad_z.data(),     grad_h0.data()};
-    nb::gil_scoped_release unlocked;
-    run(q, d);
+Gradients<Scalar> read_gradients(const Numbers& numbers, const Numbers& arriving) {
+    Reader x(numbers);
+    Gradients<Scalar> d{};
+    d.at = read_moments<const Scalar>(arriving);
+    for (Field<double>* field : {&d.A, &d.a, &d.Q, &d.C, &d.R, &d.h0, &d.P0}) *field = x.field<double>();
+    d.z = x.address<Scalar>();
+    d.R_own = x.address<Scalar>();
+    return d;
 }
 
-// The covariances. Sizes from the filtered covariance and the gain.
-CovarianceRecursion covariances(const Matrices& A, const Matrices& Q, const Matrices& C, const Matrices& R, const Matrices& P0, Index batch, Index time) {
-    return {batch, time, static_cast<Index>(A.shape(3)), static_cast<Index>(C.shape(2)), field(A), field(Q), field(C), field(R), field(P0)};
+Plan read_plan(const Numbers& numbers) {
+    Reader x(numbers);
+    Plan plan{};
+    for (double** data : {&plan.cov, &plan.predicted_cov, &plan.gain, &plan.whitening, &plan.constant}) *data = x.address<double>();
+    plan.steps = x.number();
+    return plan;
 }
 
-void covariance_forward(Matrices A, Matrices Q, Matrices C, Matrices R, Matrices P0, Maybe<double, 4> predicted, Array<double, 4> filtered,
-                        Array<double, 4> gain, Array<double, 4> factor, Array<std::uint8_t, 2> failed) {
-    const CovarianceRecursion q = covariances(A, Q, C, R, P0, failed.shape(0), failed.shape(1));
-    const CovarianceOutputs out{address(predicted), filtered.data(), gain.data(), factor.data(), failed.data()};
-    nb::gil_scoped_release unlocked;
-    run(q, out);
+struct Choice {
+    std::string name;
+    const Kernels<float>* singles;
+    const Kernels<double>* doubles;
+};
+
+// The kernels of the best instruction set that this processor has.
+std::vector<Choice> choices() {
+    std::vector<Choice> found{{"base", &base::kFloat, &base::kDouble}};
+#if defined(LDM_X86_LEVELS)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"v3", &v3::kFloat, &v3::kDouble});
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        found.push_back({"v4", &v4::kFloat, &v4::kDouble});
+    }
+#endif
+    return found;
 }
 
-void covariance_backward(Matrices A, Matrices Q, Matrices C, Matrices R, Matrices P0, Maybe<const double, 4> predicted, Matrices filtered, Matrices gain,
-                         Matrices factor, Maybe<const double, 4> at_predicted, Maybe<const double, 4> at_filtered, Maybe<const double, 4> at_gain,
-                         Maybe<const double, 4> at_factor, Sums grad_A, Sums grad_Q, Sums grad_C, Sums grad_R, Sums grad_P0) {
-    const CovarianceRecursion q = covariances(A, Q, C, R, P0, filtered.shape(0), filtered.shape(1));
-    const CovarianceGradients d{address(predicted),    filtered.data(),  gain.data(),       factor.data(),  address(at_predicted),
-                                address(at_filtered),  address(at_gain),    address(at_factor),   field(grad_A),  field(grad_Q),
-                                field(grad_C),      field(grad_R),    field(grad_P0)};
-    nb::gil_scoped_release unlocked;
-    run(q, d);
-}
+Choice chosen = choices().back();
 
-// The log-density of the innovations.
-template <class Vectors>
-LogDensity densities(const Matrices& factor, const Vectors& innovation) {
-    const Index batch = innovation.shape(0), time = innovation.shape(1), m = innovation.shape(2);
-    return {batch, time, m, static_cast<Index>(factor.shape(0)) != batch, factor.data(), innovation.data()};
-}
-
-void density_forward(Matrices factor, Array<const double, 3> innovation, Array<double, 2> density) {
-    const LogDensity q = densities(factor, innovation);
-    nb::gil_scoped_release unlocked;
-    run(q, density.data());
-}
-
-void density_backward(Matrices factor, Array<const double, 3> innovation, Array<const double, 2> at_density, Array<double, 4> grad_factor,
-                      Array<double, 3> grad_innovation) {
-    const LogDensity q = densities(factor, innovation);
-    const LogDensityGradients d{at_density.data(), grad_factor.data(), grad_innovation.data()};
-    nb::gil_scoped_release unlocked;
-    run(q, d);
-}
-
-// No conversion of any argument: a converted copy of an output array would be written and thrown away.
 template <class Scalar>
-void bind_means(nb::module_& module) {
-    module.def("mean_forward", &mean_forward<Scalar>, "A"_a.noconvert(), "C"_a.noconvert(), "K"_a.noconvert(), "z"_a.noconvert(), "a"_a.noconvert(),
-               "h0"_a.noconvert(), "predicted"_a.noconvert(), "filtered"_a.noconvert(), "innovation"_a.noconvert());
-    module.def("mean_backward", &mean_backward<Scalar>, "A"_a.noconvert(), "C"_a.noconvert(), "K"_a.noconvert(), "predicted"_a.noconvert(),
-               "filtered"_a.noconvert(), "innovation"_a.noconvert(), "at_predicted"_a.noconvert().none(), "at_filtered"_a.noconvert().none(),
-               "at_innovation"_a.noconvert().none(), "grad_A"_a.noconvert().none(), "grad_C"_a.noconvert().none(), "grad_K"_a.noconvert().none(),
-               "grad_z"_a.noconvert(), "grad_a"_a.noconvert(), "grad_h0"_a.noconvert());
+const Kernels<Scalar>& kernels();
+template <>
+const Kernels<float>& kernels() {
+    return *chosen.singles;
+}
+template <>
+const Kernels<double>& kernels() {
+    return *chosen.doubles;
 }
 
-void bind_covariances(nb::module_& module) {
-    module.def("covariance_forward", &covariance_forward, "A"_a.noconvert(), "Q"_a.noconvert(), "C"_a.noconvert(), "R"_a.noconvert(),
-               "P0"_a.noconvert(), "predicted"_a.noconvert().none(), "filtered"_a.noconvert(), "gain"_a.noconvert(), "factor"_a.noconvert(),
-               "failed"_a.noconvert());
-    module.def("covariance_backward", &covariance_backward, "A"_a.noconvert(), "Q"_a.noconvert(), "C"_a.noconvert(), "R"_a.noconvert(),
-               "P0"_a.noconvert(), "predicted"_a.noconvert().none(), "filtered"_a.noconvert(), "gain"_a.noconvert(), "factor"_a.noconvert(),
-               "at_predicted"_a.noconvert().none(), "at_filtered"_a.noconvert().none(), "at_gain"_a.noconvert().none(),
-               "at_factor"_a.noconvert().none(), "grad_A"_a.noconvert().none(), "grad_Q"_a.noconvert().none(), "grad_C"_a.noconvert().none(),
-               "grad_R"_a.noconvert().none(), "grad_P0"_a.noconvert().none());
-    module.def("density_forward", &density_forward, "factor"_a.noconvert(), "innovation"_a.noconvert(), "density"_a.noconvert());
-    module.def("density_backward", &density_backward, "factor"_a.noconvert(), "innovation"_a.noconvert(), "at_density"_a.noconvert(),
-               "grad_factor"_a.noconvert(), "grad_innovation"_a.noconvert());
+using Place = std::pair<Index, Index>;
+
+template <class Scalar>
+Place lanes_forward(const Numbers& problem, const Numbers& outputs, int threads) {
+    const auto q = read_problem<Scalar>(problem);
+    const auto out = read_moments<Scalar>(outputs);
+    Failure failure;
+    nb::gil_scoped_release unlocked;
+    kernels<Scalar>().lanes_forward(q, out, failure, threads);
+    return {failure.step, failure.series};
 }
 
+template <class Scalar>
+void lanes_backward(const Numbers& problem, const Numbers& outputs, const Numbers& arriving, const Numbers& gradients, int threads) {
+    const auto q = read_problem<Scalar>(problem);
+    const auto out = read_moments<const Scalar>(outputs);
+    const auto d = read_gradients<Scalar>(gradients, arriving);
+    nb::gil_scoped_release unlocked;
+    kernels<Scalar>().lanes_backward(q, out, d, threads);
+}
+
+// Returns the step of a failure, or -1, and the number of distinct steps.
+template <class Scalar>
+Place shared_forward(const Numbers& problem, const Numbers& plan_arrays, const Numbers& outputs, int threads) {
+    const auto q = read_problem<Scalar>(problem);
+    const auto out = read_moments<Scalar>(outputs);
+    Plan plan = read_plan(plan_arrays);
+    Failure failure;
+    nb::gil_scoped_release unlocked;
+    kernels<Scalar>().shared_forward(q, plan, out, failure, threads);
+    return {failure.step, plan.steps};
+}
+
+template <class Scalar>
+void shared_backward(const Numbers& problem, const Numbers& plan_arrays, const Numbers& outputs, const Numbers& arriving, const Numbers& at_covs,
+                     const Numbers& gradients, int threads) {
+    const auto q = read_problem<Scalar>(problem);
+    const auto out = read_moments<const Scalar>(outputs);
+    const auto d = read_gradients<Scalar>(gradients, arriving);
+    const Plan plan = read_plan(plan_arrays);
+    Reader x(at_covs);
+    const double *at_cov = x.address<const double>(), *at_predicted = x.address<const double>();
+    nb::gil_scoped_release unlocked;
+    kernels<Scalar>().shared_backward(q, plan, out, at_cov, at_predicted, d, threads);
+}
+
+// Whether every number of these arrays (address, length) is finite.
+template <class Scalar>
+bool all_finite(const Numbers& arrays) {
+    double sum = 0.0;
+    for (std::size_t k = 0; k + 1 < arrays.size(); k += 2) {
+        const auto* data = reinterpret_cast<const Scalar*>(arrays[k]);
+        for (std::int64_t i = 0; i < arrays[k + 1]; ++i) sum += 0.0 * data[i];
+    }
+    return sum == 0.0;
+}
+
+// Bytes as a NumPy array that returns its memory when it is let go.
+nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> buffer(std::size_t bytes) {
+    struct Loan {
+        void* block;
+        std::size_t bytes;
+    };
+    auto* loan = new Loan{take_memory(bytes), bytes};
+    nb::capsule owner(loan, [](void* p) noexcept {
+        auto* held = static_cast<Loan*>(p);
+        return_memory(held->block, held->bytes);
+        delete held;
+    });
+    return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(loan->block, {bytes}, owner);
+}
+
+template <class Scalar>
+void bind(nb::module_& module, const std::string& suffix) {
+    module.def(("lanes_forward_" + suffix).c_str(), &lanes_forward<Scalar>);
+    module.def(("lanes_backward_" + suffix).c_str(), &lanes_backward<Scalar>);
+    module.def(("shared_forward_" + suffix).c_str(), &shared_forward<Scalar>);
+    module.def(("shared_backward_" + suffix).c_str(), &shared_backward<Scalar>);
+    module.def(("all_finite_" + suffix).c_str(), &all_finite<Scalar>);
+}
+
+void choose(const std::string& name) {
+    for (const Choice& one : choices()) {
+        if (one.name == name) {
+            chosen = one;
+            return;
+        }
+    }
+    throw std::invalid_argument("this processor or build has no kernels called " + name);
+}
+
+}  // namespace
 }  // namespace ldm
 
 NB_MODULE(_native, module) {
     module.attr("__version__") = LDM_FILTER_VERSION;
-    ldm::bind_means<float>(module);
-    ldm::bind_means<double>(module);
-    ldm::bind_covariances(module);
+    ldm::bind<float>(module, "float32");
+    ldm::bind<double>(module, "float64");
+    module.def("buffer", &ldm::buffer);
+    module.def("release_memory", &ldm::release_memory);
+    module.def("instruction_sets", [] {
+        std::vector<std::string> names;
+        for (const auto& one : ldm::choices()) names.push_back(one.name);
+        return names;
+    });
+    module.def("use_instruction_set", &ldm::choose);
 }

@@ -11,15 +11,19 @@ from torch import Tensor
 from ldm_filter.types import Gaussian, StateSpace
 
 __all__ = [
+    "Given",
     "Problem",
     "Transition",
     "check_count",
     "check_kind",
     "check_mask",
+    "check_measurements",
     "check_numbers",
     "check_tensors",
     "check_transition",
     "fill_missing",
+    "fold",
+    "lay_out",
     "layout",
     "mask_missing",
     "prepare",
@@ -48,8 +52,29 @@ class Problem(NamedTuple):
     seen: Tensor | int
 
 
-def prepare(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) -> Problem:
-    """Check the arguments of a filter and lay them out; the caller's tensors are not changed."""
+class Given(NamedTuple):
+    """A filtering problem as it came, checked and in one layout, b in {1, B} and t in {1, T} for each field by itself.
+
+    Attributes:
+        A, a, Q, C, c, R: as in :class:`Problem`, nothing masked; c: observation offset ``(b, t, m)``.
+        z: measurement ``(B, T, m)``, anything where it is missing.
+        initial: mean ``(b, n)``, cov ``(b, n, n)``.
+        mask: bool ``(b, T, m)``, or None where everything is observed.
+    """
+
+    A: Tensor
+    a: Tensor
+    Q: Tensor
+    C: Tensor
+    c: Tensor
+    R: Tensor
+    z: Tensor
+    initial: Gaussian
+    mask: Tensor | None
+
+
+def lay_out(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) -> Given:
+    """Check everything but the numbers of the measurements; the caller's tensors are not changed."""
     check_kind("measurements", measurements, Gaussian)
     mean = measurements.mean
     check_tensors({"measurements.mean": mean, "measurements.cov": measurements.cov})
@@ -66,12 +91,29 @@ def prepare(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) ->
     C = layout("ssm.observation_matrix", C, (m, n), batch, steps)
     c = layout("ssm.observation_offset", c, (m,), batch, steps)
     R = layout("measurements.cov", R, (m, m), batch, steps)
-    mask = check_mask(observed, mean)
-    z = fill_missing(mean, mask)
-    check_numbers({"measurements.cov": R}, {"measurements.mean": z, "ssm.observation_matrix": C, "ssm.observation_offset": c})
-    C, R, z = mask_missing(C, R, z - c, mask)
-    seen = m if mask is None else mask.sum(-1, dtype=torch.float64)
-    return Problem(way.A, way.a, way.Q, C, R, z, way.initial._replace(mean=way.initial.mean.expand(batch, n)), seen)
+    check_numbers({}, {"ssm.observation_matrix": C, "ssm.observation_offset": c})
+    return Given(way.A, way.a, way.Q, C, c, R, mean, way.initial, check_mask(observed, mean))
+
+
+def check_measurements(x: Given) -> None:
+    """Refuse observed measurements and covariances that are not finite, and negative variances."""
+    check_numbers({"measurements.cov": x.R}, {"measurements.mean": fill_missing(x.z, x.mask)})
+
+
+def fold(x: Given) -> Problem:
+    """Work the mask into the observation."""
+    batch, _, m = x.z.shape
+    C, R, z = mask_missing(x.C, x.R, fill_missing(x.z, x.mask) - x.c, x.mask)
+    seen = m if x.mask is None else x.mask.sum(-1, dtype=torch.float64)
+    initial = x.initial._replace(mean=x.initial.mean.expand(batch, x.A.shape[-1]))
+    return Problem(x.A, x.a, x.Q, C, R, z, initial, seen)
+
+
+def prepare(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) -> Problem:
+    """Check the arguments of a filter and lay them out; the caller's tensors are not changed."""
+    given = lay_out(ssm, measurements, observed)
+    check_measurements(given)
+    return fold(given)
 
 
 class Transition(NamedTuple):

@@ -1,9 +1,9 @@
 """The Kalman filter: predict, project, update, whole sequences, forecasts, prior sample paths.
 
-Inference runs in two passes. The covariances never see the data, so their recursion runs first, in float64, over the
-batch that A, Q, C, R, the initial covariance and the mask span among themselves: in the constant regime that is one
-series for the whole batch. The means follow over the full batch in the caller's dtype. The log-likelihood is computed
-for all steps at once at the end.
+The covariances never see the data: they are computed in float64, over the batch that A, Q, C, R, the initial covariance
+and the mask span among themselves, which in the constant regime is one series for the whole batch.
+:mod:`ldm_filter.core.backends` chooses what computes a sequence: compiled kernels or the readable loops of
+:mod:`ldm_filter.core.recursion`.
 
 Reference: R. E. Kalman, J. Basic Eng. 82 (1960); the Joseph form, R. S. Bucy and P. D. Joseph, *Filtering for
 Stochastic Processes* (1968).
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ldm_filter.core import nonlinear
+from ldm_filter.core.backends import run
 from ldm_filter.core.inputs import (
+    Given,
     check_count,
     check_kind,
     check_mask,
@@ -23,21 +25,17 @@ from ldm_filter.core.inputs import (
     check_tensors,
     check_transition,
     fill_missing,
-    layout,
+    lay_out,
     mask_missing,
-    prepare,
 )
 from ldm_filter.core.linalg import affine, cholesky_psd, matvec, round_cov, symmetrise
 from ldm_filter.core.nonlinear import NonlinearStateSpace
 from ldm_filter.core.recursion import (
     correct_cov,
-    covariance_pass,
     gain_of,
     innovation_cov,
     join,
     log_density_of,
-    log_likelihood,
-    mean_pass,
     per_step,
     predict_cov,
     raise_if_not_positive,
@@ -183,15 +181,10 @@ def filter_sequence(ssm: StateSpace | NonlinearStateSpace, measurements: Gaussia
     """
     if isinstance(ssm, NonlinearStateSpace):
         return nonlinear.filter_sequence(ssm, measurements, observed)
-    problem = prepare(ssm, measurements, observed)
-    covs = covariance_pass(problem)
-    means = mean_pass(problem, covs.gain)
-    dtype = problem.z.dtype
-    assert covs.predicted is not None  # asked for
-    predicted = Gaussian(means.predicted, round_cov(covs.predicted, dtype))
-    filtered = Gaussian(means.filtered, round_cov(covs.filtered, dtype))
-    projected = _project_all(ssm, measurements, predicted.mean, covs.predicted)
-    return FilterResult(predicted, filtered, projected, log_likelihood(problem, means, covs))
+    given = lay_out(ssm, measurements, observed)
+    predicted, filtered, log_likelihood = run(given, predicted=True)
+    assert predicted is not None  # asked for
+    return FilterResult(predicted, filtered, _project_all(given, predicted), log_likelihood)
 
 
 def filter_moments(ssm: StateSpace | NonlinearStateSpace, measurements: Gaussian, observed: Tensor | None = None) -> tuple[Gaussian, Tensor]:
@@ -208,11 +201,8 @@ def filter_moments(ssm: StateSpace | NonlinearStateSpace, measurements: Gaussian
     """
     if isinstance(ssm, NonlinearStateSpace):
         return nonlinear.filter_moments(ssm, measurements, observed)
-    problem = prepare(ssm, measurements, observed)
-    covs = covariance_pass(problem, predicted=False)
-    means = mean_pass(problem, covs.gain)
-    filtered = Gaussian(means.filtered, round_cov(covs.filtered, problem.z.dtype))
-    return filtered, log_likelihood(problem, means, covs)
+    _, filtered, log_likelihood = run(lay_out(ssm, measurements, observed), predicted=False)
+    return filtered, log_likelihood
 
 
 def forecast(ssm: StateSpace | NonlinearStateSpace, belief: Gaussian, horizon: int) -> Gaussian:
@@ -286,14 +276,12 @@ def sample_paths(ssm: StateSpace | NonlinearStateSpace, steps: int, generator: t
     return torch.stack(path, dim=2)
 
 
-def _project_all(ssm: StateSpace, measurements: Gaussian, mean: Tensor, cov: Tensor) -> Gaussian:
+def _project_all(x: Given, predicted: Gaussian) -> Gaussian:
     """p(z_t | z_<t) of all channels, observed or not."""
-    batch, steps, m = measurements.mean.shape
-    C = layout("ssm.observation_matrix", ssm.observation_matrix, (m, mean.shape[-1]), batch, steps)
-    R = layout("measurements.cov", measurements.cov, (m, m), batch, steps)
-    c = layout("ssm.observation_offset", ssm.observation_offset, (m,), batch, steps)
-    shared = C[0, 0] if C.shape[:2] == (1, 1) else C
-    return Gaussian(matvec(shared, mean) + c, round_cov(symmetrise(innovation_cov(cov, C.double(), R.double())), mean.dtype))
+    mean = predicted.mean
+    shared = x.C[0, 0] if x.C.shape[:2] == (1, 1) else x.C
+    cov = innovation_cov(predicted.cov.double(), x.C.double(), x.R.double())
+    return Gaussian(matvec(shared, mean) + x.c, round_cov(symmetrise(cov), mean.dtype))
 
 
 def _check_step(covs: dict[str, tuple[Tensor, tuple[int, ...]]], others: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:

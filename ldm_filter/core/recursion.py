@@ -13,26 +13,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_filter.core import native
 from ldm_filter.core.inputs import Problem
-from ldm_filter.core.linalg import NotPositiveDefiniteError, affine, multiply_add, symmetrise, whiten
+from ldm_filter.core.linalg import NotPositiveDefiniteError, affine, multiply_add, round_cov, symmetrise, whiten
+from ldm_filter.types import Gaussian
 
 __all__ = [
     "Covariances",
+    "Filtered",
     "Means",
     "correct_cov",
     "covariance_loop",
-    "covariance_pass",
     "gain_of",
     "innovation_cov",
     "join",
     "log_density_of",
     "log_likelihood",
     "mean_loop",
-    "mean_pass",
+    "not_positive",
     "per_step",
     "predict_cov",
     "raise_if_not_positive",
+    "run_loops",
 ]
 
 _LOG_2PI = math.log(2.0 * math.pi)
@@ -70,7 +71,7 @@ def log_density_of(innovation: Tensor, whitened: Tensor, factor: Tensor, seen: T
 class Covariances(NamedTuple):
     """What the covariance pass yields, all in float64."""
 
-    predicted: Tensor | None  # (1 | B, T, n, n); None only where it was not asked for
+    predicted: Tensor  # (1 | B, T, n, n)
     filtered: Tensor  # (1 | B, T, n, n)
     gain: Tensor  # (1 | B, T, n, m)
     factor: Tensor  # (1 | B, T, m, m), of the innovation covariance
@@ -84,18 +85,24 @@ class Means(NamedTuple):
     innovation: Tensor  # (B, T, m)
 
 
-def covariance_pass(x: Problem, predicted: bool = True) -> Covariances:
-    """The Riccati recursion, without the data: compiled on the CPU, or else the loop. Where P^- is not wanted, it may be left out."""
-    if not _compiled(x):
-        return covariance_loop(x)
-    A, Q, C, R, P0 = (field.double() for field in (x.A, x.Q, x.C, x.R, x.initial.cov))
-    before, filtered, gain, factor, failed = native.covariance_recursion(A, Q, C, R, P0, x.z.shape[1], predicted)
-    raise_if_not_positive(failed[0] if failed.shape[0] == 1 else failed)
-    return Covariances(before, filtered, gain, factor)
+class Filtered(NamedTuple):
+    """What a filter run yields, in the caller's dtype; predictions only where they were asked for."""
+
+    predicted: Gaussian | None
+    filtered: Gaussian
+    log_likelihood: Tensor
+
+
+def run_loops(x: Problem, predicted: bool = True) -> Filtered:
+    """The filter as two loops over time: the readable reference of every kernel, on any device."""
+    covs = covariance_loop(x)
+    means, dtype = mean_loop(x, covs.gain), x.z.dtype
+    before = Gaussian(means.predicted, round_cov(covs.predicted, dtype)) if predicted else None
+    return Filtered(before, Gaussian(means.filtered, round_cov(covs.filtered, dtype)), log_likelihood(x, means, covs))
 
 
 def covariance_loop(x: Problem) -> Covariances:
-    """The same on any device, step by step. Only the symmetric part of a covariance counts."""
+    """The Riccati recursion, without the data, step by step on any device. Only the symmetric part of a covariance counts."""
     steps = x.z.shape[1]
     batch = max(field.shape[0] for field in (x.A, x.Q, x.C, x.R, x.initial.cov))
     fields = (x.A.double(), symmetrise(x.Q.double()), x.C.double(), symmetrise(x.R.double()))
@@ -116,20 +123,8 @@ def covariance_loop(x: Problem) -> Covariances:
     return Covariances(symmetrise(join(predicted, 2)), join(filtered, 2), join(gains, 2), join(factors, 2))
 
 
-def mean_pass(x: Problem, gain: Tensor) -> Means:
-    """The data run through the gains: compiled on the CPU, or else the loop."""
-    if not _compiled(x):
-        return mean_loop(x, gain)
-    return Means(*native.mean_recursion(x.A, x.C, gain, x.z, x.a, x.initial.mean))
-
-
-def _compiled(x: Problem) -> bool:
-    """Whether the compiled kernels take the problem."""
-    return x.z.device.type == "cpu" and x.z.dtype in (torch.float32, torch.float64) and native.available()
-
-
 def mean_loop(x: Problem, gain: Tensor) -> Means:
-    """The same on any device, step by step."""
+    """The data run through the gains, step by step on any device."""
     steps, gain = x.z.shape[1], gain.to(x.z.dtype)
     As, offsets, Cs, Ks, zs = (per_step(field, steps) for field in (x.A, x.a, x.C, gain, x.z))
     h = x.initial.mean[0] if x.z.shape[0] == 1 else x.initial.mean
@@ -146,10 +141,7 @@ def mean_loop(x: Problem, gain: Tensor) -> Means:
 
 def log_likelihood(x: Problem, means: Means, covs: Covariances) -> Tensor:
     """log p(z_t | z_<t) of all steps at once, ``(B, T)``, in float64 until the end."""
-    innovation = means.innovation.double()
-    if _compiled(x):
-        return (native.log_density(covs.factor, innovation) - 0.5 * _LOG_2PI * x.seen).to(means.innovation.dtype)
-    return log_density_of(means.innovation, whiten(covs.factor, innovation), covs.factor, x.seen)
+    return log_density_of(means.innovation, whiten(covs.factor, means.innovation.double()), covs.factor, x.seen)
 
 
 def per_step(field: Tensor, steps: int) -> tuple[Tensor, ...]:
@@ -167,11 +159,15 @@ def join(values: list[Tensor], event_dims: int) -> Tensor:
 def raise_if_not_positive(info: Tensor) -> None:
     """One look at all the Cholesky factors of a pass, ``(T,)`` or ``(B, T)``: asking at every step would make a GPU wait at every step."""
     failed = info.nonzero()
-    if not failed.shape[0]:
-        return
-    *series, step = failed[failed[:, -1].argmin()].tolist()
-    place = f"step {step} of series {series[0]}" if series else f"step {step} (the covariance is shared by all series)"
-    raise NotPositiveDefiniteError(
+    if failed.shape[0]:
+        *series, step = failed[failed[:, -1].argmin()].tolist()
+        raise not_positive(step, series[0] if series else None)
+
+
+def not_positive(step: int, series: int | None) -> NotPositiveDefiniteError:
+    """The error for an innovation covariance without a factor; ``series`` None where all share it."""
+    place = f"step {step} (the covariance is shared by all series)" if series is None else f"step {step} of series {series}"
+    return NotPositiveDefiniteError(
         f"the innovation covariance C P C' + R is not positive definite at {place}; expected positive definite measurement and state covariances: "
         "raise the measurement covariance, and check that the transition does not blow up"
     )

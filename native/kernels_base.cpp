@@ -1,0 +1,2 @@
+#define LDM_ISA base
+#include "kernels.inc"

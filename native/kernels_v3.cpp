@@ -1,0 +1,3 @@
+#define LDM_SIZES
+#define LDM_ISA v3
+#include "kernels.inc"

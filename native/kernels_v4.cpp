@@ -1,0 +1,3 @@
+#define LDM_SIZES
+#define LDM_ISA v4
+#include "kernels.inc"

@@ -1,0 +1,179 @@
+// Small dense matrices, row-major, of numbers V (lanes.hpp).
+#pragma once
+
+#include "lanes.hpp"
+
+namespace ldm {
+namespace LDM_ISA {
+
+// y += a b, y -= a b and y = a b, a or b transposed where that is said: a is (rows, inner) or (inner, rows), b (inner, columns) or (columns, inner).
+enum class Sum { set, plus, minus };
+enum class Form { ab, abt, atb };  // a b, a b', a' b
+
+template <int R, int K, Sum kSum, Form kForm, class V>
+LDM_INLINE void block(V* y, const V* a, const V* b, Index i, Index j, Index rows, Index inner, Index columns) {
+    V sum[R][K];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < K; ++c) sum[r][c] = kSum == Sum::set ? V{} : y[(i + r) * columns + j + c];
+    }
+    for (Index k = 0; k < inner; ++k) {
+        V right[K];
+#pragma GCC unroll 4
+        for (int c = 0; c < K; ++c) right[c] = kForm == Form::abt ? b[(j + c) * inner + k] : b[k * columns + j + c];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const V left = kForm == Form::atb ? a[k * rows + i + r] : a[(i + r) * inner + k];
+#pragma GCC unroll 4
+            for (int c = 0; c < K; ++c) {
+                if (kSum == Sum::minus) {
+                    sum[r][c] -= left * right[c];
+                } else {
+                    sum[r][c] += left * right[c];
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < K; ++c) y[(i + r) * columns + j + c] = sum[r][c];
+    }
+}
+
+template <int R, Sum kSum, Form kForm, class V>
+LDM_INLINE void block_row(V* y, const V* a, const V* b, Index i, Index rows, Index inner, Index columns, Index last) {
+    Index j = 0;
+    for (; j < last && j + 4 <= columns; j += 4) block<R, 4, kSum, kForm>(y, a, b, i, j, rows, inner, columns);
+    if (j < last && j + 2 <= columns) {
+        block<R, 2, kSum, kForm>(y, a, b, i, j, rows, inner, columns);
+        j += 2;
+    }
+    if (j < last) block<R, 1, kSum, kForm>(y, a, b, i, j, rows, inner, columns);
+}
+
+// Where `lower`, the result is symmetric: only what lies on and under its diagonal is sure to be right, and above it anything may stand.
+template <Sum kSum, Form kForm, bool lower, class V>
+LDM_INLINE void product_body(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
+    Index i = 0;
+    for (; i + kRows <= rows; i += kRows) block_row<kRows, kSum, kForm>(y, a, b, i, rows, inner, columns, lower ? i + kRows : columns);
+    if (kRows > 2 && i + 2 <= rows) {
+        block_row<2, kSum, kForm>(y, a, b, i, rows, inner, columns, lower ? i + 2 : columns);
+        i += 2;
+    }
+    if (i < rows) block_row<1, kSum, kForm>(y, a, b, i, rows, inner, columns, lower ? i + 1 : columns);
+}
+
+template <Sum kSum, Form kForm, bool lower, class V>
+LDM_NOINLINE void product_call(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
+    product_body<kSum, kForm, lower>(y, a, b, rows, inner, columns);
+}
+
+// Written out where the sizes are known when this is compiled, called elsewhere.
+template <Sum kSum, Form kForm, bool lower, bool known, class V>
+LDM_INLINE void product(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
+    if constexpr (known) {
+        product_body<kSum, kForm, lower>(y, a, b, rows, inner, columns);
+    } else {
+        product_call<kSum, kForm, lower>(y, a, b, rows, inner, columns);
+    }
+}
+
+// Symmetric matrices.
+
+// The upper half from the lower.
+template <class V>
+LDM_INLINE void mirror(V* x, Index size) {
+    for (Index i = 1; i < size; ++i) {
+        for (Index j = 0; j < i; ++j) x[j * size + i] = x[i * size + j];
+    }
+}
+
+// (x + x') / 2.
+template <class V>
+LDM_INLINE void symmetrise(V* x, Index size) {
+    for (Index i = 1; i < size; ++i) {
+        for (Index j = 0; j < i; ++j) x[i * size + j] = x[j * size + i] = 0.5 * (x[i * size + j] + x[j * size + i]);
+    }
+}
+
+// y += (x + x') / 2.
+template <class V>
+LDM_INLINE void add_symmetric(V* LDM_RESTRICT y, const V* LDM_RESTRICT x, Index size) {
+    for (Index i = 0; i < size; ++i) {
+        for (Index j = 0; j < size; ++j) y[i * size + j] += 0.5 * (x[i * size + j] + x[j * size + i]);
+    }
+}
+
+// L of x = L L' on and under the diagonal, and 1 / L_ii. Returns the smallest pivot; NaN where one was NaN.
+template <class V>
+LDM_INLINE V cholesky(V* LDM_RESTRICT L, V* LDM_RESTRICT inverse, const V* LDM_RESTRICT x, Index size) {
+    V worst = x[0];
+    for (Index j = 0; j < size; ++j) {
+        V pivot = x[j * size + j];
+        for (Index k = 0; k < j; ++k) pivot -= L[j * size + k] * L[j * size + k];
+        worst = pivot < worst || pivot != pivot ? pivot : worst;
+        L[j * size + j] = root(pivot);
+        inverse[j] = 1.0 / L[j * size + j];
+        for (Index i = j + 1; i < size; ++i) {
+            V sum = x[i * size + j];
+            for (Index k = 0; k < j; ++k) sum -= L[i * size + k] * L[j * size + k];
+            L[i * size + j] = sum * inverse[j];
+        }
+    }
+    return worst;
+}
+
+// x <- L^-1 x, for x (size, columns).
+template <class V>
+LDM_INLINE void solve_lower(V* LDM_RESTRICT x, const V* LDM_RESTRICT L, const V* LDM_RESTRICT inverse, Index size, Index columns) {
+    for (Index i = 0; i < size; ++i) {
+        for (Index k = 0; k < i; ++k) {
+            const V factor = L[i * size + k];
+            for (Index j = 0; j < columns; ++j) x[i * columns + j] -= factor * x[k * columns + j];
+        }
+        for (Index j = 0; j < columns; ++j) x[i * columns + j] *= inverse[i];
+    }
+}
+
+// x <- L^-T x.
+template <class V>
+LDM_INLINE void solve_upper(V* LDM_RESTRICT x, const V* LDM_RESTRICT L, const V* LDM_RESTRICT inverse, Index size, Index columns) {
+    for (Index i = size - 1; i >= 0; --i) {
+        for (Index k = i + 1; k < size; ++k) {
+            const V factor = L[k * size + i];
+            for (Index j = 0; j < columns; ++j) x[i * columns + j] -= factor * x[k * columns + j];
+        }
+        for (Index j = 0; j < columns; ++j) x[i * columns + j] *= inverse[i];
+    }
+}
+
+// y = L^-1, lower triangular, zeros above.
+template <class V>
+LDM_INLINE void invert_lower(V* LDM_RESTRICT y, const V* LDM_RESTRICT L, const V* LDM_RESTRICT inverse, Index size) {
+    fill(y, size * size);
+    for (Index j = 0; j < size; ++j) {
+        y[j * size + j] = inverse[j];
+        for (Index i = j + 1; i < size; ++i) {
+            V sum{};
+            for (Index k = j; k < i; ++k) sum += L[i * size + k] * y[k * size + j];
+            y[i * size + j] = -(inverse[i] * sum);
+        }
+    }
+}
+
+// sum log L_ii, as logarithms of products of four.
+template <class V>
+LDM_INLINE V log_diagonal(const V* L, Index size) {
+    V sum{};
+    for (Index i = 0; i < size; i += 4) {
+        V product = L[i * size + i];
+        for (Index k = i + 1; k < size && k < i + 4; ++k) product *= L[k * size + k];
+        sum += log_of(product);
+    }
+    return sum;
+}
+
+}  // namespace LDM_ISA
+}  // namespace ldm

@@ -1,0 +1,353 @@
+// The filter where all sequences share the covariances: their recursion runs once, for one sequence, and is at rest once it has converged;
+// the means of all sequences then run through its gains, two vectors of lanes at a time.
+#pragma once
+
+#include "lane_filter.hpp"
+
+namespace ldm {
+namespace LDM_ISA {
+
+// Whether a constant model has come to rest: no entry of P^- has moved by more than kRest of its scale sqrt(P_ii P_jj) in two
+// steps on end, and it came there from kApproach within kPatience steps. At such a pace what is still missing is below
+// kRest * kPatience / 16, about 1e-13; a slower model, which could still drift unseen, is never taken to be at rest.
+constexpr double kRest = 1e-14, kApproach = 1e-7;
+constexpr Index kPatience = 160;
+
+struct Rest {
+    Index last_far = -1, still = 0;
+
+    LDM_INLINE bool reached(const double* now, const double* before, Index n, Index t) {
+        double change = 0.0;
+        for (Index i = 0; i < n; ++i) {
+            for (Index j = 0; j <= i; ++j) {
+                const double moved = std::abs(now[i * n + j] - before[i * n + j]);
+                const double share = moved != 0.0 ? moved / std::sqrt(now[i * n + i] * now[j * n + j]) : 0.0;
+                change = share <= change ? change : share;
+            }
+        }
+        if (!(change <= kApproach)) last_far = t;
+        still = change <= kRest ? still + 1 : 0;
+        return still >= 2 && last_far >= 0 && t - last_far <= kPatience;
+    }
+};
+
+// A plan at rest: the covariances of the last step again and again.
+inline void repeat(Plan& plan, Index n, Index from, Index T) {
+    plan.steps = from;
+    for (double* x : {plan.cov, plan.predicted_cov}) {
+        if (!x) continue;
+        for (Index t = from; t < T; ++t) std::memcpy(x + t * n * n, x + (from - 1) * n * n, n * n * sizeof(double));
+    }
+}
+
+template <class Scalar>
+LDM_INLINE void fetch_covariances(Workspace<double>& x, const Problem<Scalar>& q, Index t, bool first_time) {
+    const Span one{0, 1};
+    fetch_model(x, q, t, first_time, one);
+    if (first_time || q.R.time) {
+        fetch(x.model.R, q.R, q.m * q.m, t, one);
+        symmetrise(x.model.R, q.m);
+    }
+    if (q.mask.data) fetch_mask(x.seen, q.mask, t, q.m, one);
+}
+
+// P^- of step t, from P in x.P.
+template <class Scalar>
+LDM_INLINE void predict_shared(Workspace<double>& x, const Problem<Scalar>& q, Index t) {
+    if (t == 0) {
+        double* start = q.from_belief ? x.P : x.predicted;
+        std::memcpy(start, q.P0.data, q.n * q.n * sizeof(double));
+        symmetrise(start, q.n);
+        if (!q.from_belief) return;
+    }
+    predict_cov<false>(x, q.n);
+}
+
+template <class Scalar>
+void plan_forward(const Problem<Scalar>& q, Plan& plan, Failure& failure) {
+    const Index n = q.n, m = q.m, T = q.time;
+    const bool constant = !(q.A.time || q.Q.time || q.C.time || q.R.time || q.mask.data);
+    Workspace<double> x(n, m);
+    Rest rest;
+    plan.steps = T;
+    for (Index t = 0; t < T; ++t) {
+        fetch_covariances(x, q, t, t == 0);
+        predict_shared(x, q, t);
+        if (constant && t > 0 && rest.reached(x.predicted, x.square, n, t)) return repeat(plan, n, t, T);
+        copy(x.square, x.predicted, n * n);  // free until the next step
+        const double worst = factorise<false>(x, n, m, q.mask.data);
+        if (!(worst > 0.0)) {
+            failure = {t, 0};
+            return;
+        }
+        gain(x, n, m);
+        invert_lower(x.L_inverse, x.L, x.inverse, m);
+        double seen = static_cast<double>(m);
+        if (q.mask.data) {
+            seen = 0.0;
+            for (Index i = 0; i < m; ++i) seen += x.seen[i];
+        }
+        plan.constant[t] = -0.5 * 1.8378770664093454836 * seen - log_diagonal(x.L, m);
+        std::memcpy(plan.gain + t * m * n, x.Kt, m * n * sizeof(double));
+        std::memcpy(plan.whitening + t * m * m, x.L_inverse, m * m * sizeof(double));
+        if (plan.predicted_cov) std::memcpy(plan.predicted_cov + t * n * n, x.predicted, n * n * sizeof(double));
+        correct_cov<false>(x, n, m);
+        std::memcpy(plan.cov + t * n * n, x.P, n * n * sizeof(double));
+    }
+}
+
+// Sums over the sequences that the covariances' adjoint starts from, of each distinct step: v g' (m, n), l v v' (m, m), l.
+struct Sums {
+    double *gv, *vv, *l;
+};
+
+template <class Scalar>
+void plan_backward(const Problem<Scalar>& q, const Plan& plan, const double* at_cov, const double* at_predicted, const Sums& sums, const Gradients<Scalar>& d) {
+    const Index n = q.n, m = q.m;
+    const Span one{0, 1};
+    Workspace<double> x(n, m);
+    for (Index t = plan.steps - 1; t >= 0; --t) {
+        fetch_covariances(x, q, t, t == plan.steps - 1);
+        if (t > 0) std::memcpy(x.P, plan.cov + (t - 1) * n * n, n * n * sizeof(double));
+        predict_shared(x, q, t);
+        factorise<false>(x, n, m, q.mask.data);
+        gain(x, n, m);
+        if (at_cov) add_symmetric(x.G, at_cov + t * n * n, n);
+        adjoin_correction<false>(x, sums.gv + t * m * n, sums.vv + t * m * m, sums.l[t], n, m, q.mask.data, d.C.data != nullptr);
+        if (at_predicted) add_symmetric(x.u, at_predicted + t * n * n, n);
+        if (t > 0 || q.from_belief) {
+            adjoin_prediction<false>(x, n, d.A.data != nullptr);
+        } else {
+            copy(x.G, x.u, n * n);
+        }
+        flush(d.A, x.sum.A, n * n, t, t == 0, one);
+        flush(d.Q, x.sum.Q, n * n, t, t == 0, one);
+        flush(d.C, x.sum.C, m * n, t, t == 0, one);
+        flush(d.R, x.sum.R, m * m, t, t == 0, one);
+    }
+    flush(d.P0, x.G, n * n, 0, true, one);
+}
+
+// The means, of kColumns vectors of lanes side by side.
+constexpr int kColumns = 2;
+
+template <class V>
+struct MeanRoom {
+    Index steps;
+    Room<V> room;
+    V *A, *C, *Kt, *W, *a, *c;                        // spread over the lanes
+    V *p, *e, *w, *v, *Kg, *g, *after;                // (size, kColumns)
+    V *z, *f, *density, *at, *at_predicted, *at_density;  // (steps, size, kColumns)
+    V *sum_A, *sum_C, *sum_a, *sum_gv, *sum_vv, *sum_l;
+
+    static Index length(Index n) { return n > 32 ? 1 : smaller(16, 1 + 128 / n); }
+
+    MeanRoom(Index n, Index m)
+        : steps(length(n)), room(2 * n * n + 4 * n * m + 2 * m * m + 2 * n + m + 1 + kColumns * (4 * n + 4 * m) + kColumns * steps * (3 * n + m + 2)) {
+        for (V** x : {&A, &sum_A}) *x = room.take(n * n);
+        for (V** x : {&C, &Kt, &sum_C, &sum_gv}) *x = room.take(n * m);
+        for (V** x : {&W, &sum_vv}) *x = room.take(m * m);
+        for (V** x : {&a, &sum_a}) *x = room.take(n);
+        for (V** x : {&p, &g, &after}) *x = room.take(n * kColumns);
+        for (V** x : {&e, &w, &v, &Kg}) *x = room.take(m * kColumns);
+        for (V** x : {&f, &at, &at_predicted}) *x = room.take(n * kColumns * steps);
+        for (V** x : {&density, &at_density}) *x = room.take(kColumns * steps);
+        z = room.take(m * kColumns * steps), c = room.take(m), sum_l = room.take(1);
+    }
+};
+
+// How many of a block's sequences fall into column c.
+LDM_INLINE int in_column(int count, int c, int lanes) { return count <= c * lanes ? 0 : static_cast<int>(smaller(count - c * lanes, lanes)); }
+
+template <class V, class Scalar>
+LDM_INLINE void read_columns(V* x, const Scalar* data, Index length, Index stride, int count) {
+    for (int c = 0; c < kColumns; ++c) {
+        // A column without sequences repeats the first.
+        const int own = in_column(count, c, width<V>);
+        read(x + c, own ? data + c * width<V> * stride : data, length, stride, own ? own : 1, kColumns);
+    }
+}
+
+template <class V, class Scalar>
+LDM_INLINE void write_columns(Scalar* data, const V* x, Index length, Index stride, int count) {
+    for (int c = 0; c < kColumns; ++c) {
+        const int own = in_column(count, c, width<V>);
+        if (own) write(data + c * width<V> * stride, x + c, length, stride, own, kColumns);
+    }
+}
+
+template <class V, class Scalar>
+LDM_INLINE void fetch_means(MeanRoom<V>& x, const Problem<Scalar>& q, const Plan& plan, Index t, bool first_time) {
+    const Index n = q.n, m = q.m, at = smaller(t, plan.steps - 1);
+    if (first_time || q.A.time) read(x.A, q.A.data + t * q.A.time, n * n, 0, 1);
+    if (first_time || q.C.time) read(x.C, q.C.data + t * q.C.time, m * n, 0, 1);
+    if (first_time || q.c.time) read(x.c, q.c.data + t * q.c.time, m, 0, 1);
+    if (!first_time && t >= plan.steps) return;
+    read(x.Kt, plan.gain + at * m * n, m * n, 0, 1);
+    read(x.W, plan.whitening + at * m * m, m * m, 0, 1);
+}
+
+// p, e and w of step t from f, the filtered mean before it.
+template <bool known, class V, class Scalar>
+LDM_INLINE void innovate_means(MeanRoom<V>& x, const Problem<Scalar>& q, const V* f, const V* z, Index n, Index m, Index t, const Span& who) {
+    if (t == 0 && !q.from_belief) {
+        read_columns(x.p, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
+    } else {
+        read_columns(x.p, q.a.data + who.first * q.a.batch + t * q.a.time, n, q.a.batch, who.count);
+        product<Sum::plus, Form::ab, false, known>(x.p, x.A, f, n, n, kColumns);
+    }
+    for (Index i = 0; i < m; ++i) {
+        const bool seen = !q.mask.data || q.mask.data[t * q.mask.time + i * q.mask.channel];
+        for (int c = 0; c < kColumns; ++c) x.e[i * kColumns + c] = z[i * kColumns + c] - x.c[i];
+        if (!seen) fill(x.e + i * kColumns, kColumns);
+    }
+    product<Sum::minus, Form::ab, false, known>(x.e, x.C, x.p, m, n, kColumns);
+    if (q.mask.data) {
+        for (Index i = 0; i < m; ++i) {
+            if (!q.mask.data[t * q.mask.time + i * q.mask.channel]) fill(x.e + i * kColumns, kColumns);
+        }
+    }
+    product<Sum::set, Form::ab, false, known>(x.w, x.W, x.e, m, m, kColumns);
+}
+
+template <int N, int M, class V, class Scalar>
+LDM_INLINE void means_forward(const Problem<Scalar>& q, const Plan& plan, const Moments<Scalar>& out, const Span& who) {
+    constexpr bool known = N > 0;
+    const Index n = known ? N : q.n, m = known ? M : q.m, T = q.time;
+    MeanRoom<V> x(n, m);
+    if (q.from_belief) read_columns(x.after, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
+    const V* before = x.after;
+    const auto row = [&](Scalar* data, Index t, Index size) { return data + (who.first * T + t) * size; };
+    for (Index start = 0; start < T; start += x.steps) {
+        const Index steps = smaller(x.steps, T - start);
+        read_columns(x.z, q.z.data + (who.first * T + start) * m, steps * m, T * m, who.count);
+        for (Index s = 0; s < steps; ++s) {
+            const Index t = start + s;
+            fetch_means(x, q, plan, t, t == 0);
+            innovate_means<known>(x, q, before, x.z + s * m * kColumns, n, m, t, who);
+            if (out.predicted_mean) write_columns(row(out.predicted_mean, t, n), x.p, n, T * n, who.count);
+            V* f = x.f + s * n * kColumns;
+            copy(f, x.p, n * kColumns);
+            product<Sum::plus, Form::atb, false, known>(f, x.Kt, x.e, n, m, kColumns);
+            before = f;
+            for (int c = 0; c < kColumns; ++c) {
+                V square{};
+                for (Index i = 0; i < m; ++i) square += x.w[i * kColumns + c] * x.w[i * kColumns + c];
+                x.density[s * kColumns + c] = plan.constant[smaller(t, plan.steps - 1)] - 0.5 * square;
+            }
+        }
+        write_columns(row(out.mean, start, n), x.f, steps * n, T * n, who.count);
+        write_columns(row(out.log_likelihood, start, 1), x.density, steps, T, who.count);
+        copy(x.after, before, n * kColumns);
+        before = x.after;
+    }
+}
+
+// Adds the sum over the lanes, and clears it.
+template <class V>
+LDM_INLINE void collect(double* data, V* sum, Index size) {
+    for (Index i = 0; data && i < size; ++i) data[i] += total(sum[i]);
+    fill(sum, size);
+}
+
+// Spare lanes carry no gradient.
+template <class V, class Scalar>
+LDM_INLINE void read_arriving_columns(V* x, const Scalar* data, Index length, Index stride, int count) {
+    if (!data) return;
+    read_columns(x, data, length, stride, count);
+    for (int c = 0; c < kColumns; ++c) {
+        const int own = in_column(count, c, width<V>);
+        if (own == width<V>) continue;
+        V present{};
+        for (int l = 0; l < own; ++l) set_lane(present, l, 1.0);
+        for (Index i = 0; i < length; ++i) x[i * kColumns + c] *= present;
+    }
+}
+
+template <class V>
+LDM_INLINE void flush_own(const Field<double>& gradient, const V* x, Index size, Index t, const Span& who) {
+    if (!gradient.data) return;
+    double* data = gradient.data + who.first * gradient.batch + t * gradient.time;
+    for (int l = 0; l < who.count; ++l) {
+        for (Index i = 0; i < size; ++i) data[l * gradient.batch + i] += lane(x[i * kColumns + l / width<V>], l % width<V>);
+    }
+}
+
+// The gradients of one step: g at f is known, and is then that of the step before.
+template <bool known, class V, class Scalar>
+LDM_INLINE void adjoin_means(MeanRoom<V>& x, const Problem<Scalar>& q, const Gradients<Scalar>& d, const V* before, const V* l, V* z, Index n, Index m, Index t,
+                             const Span& who) {
+    product<Sum::set, Form::atb, false, known>(x.v, x.W, x.w, m, m, kColumns);
+    product<Sum::set, Form::ab, false, known>(z, x.Kt, x.g, m, n, kColumns);
+    product<Sum::plus, Form::abt, false, known>(x.sum_gv, x.v, x.g, m, kColumns, n);
+    for (Index i = 0; i < m; ++i) {
+        for (int c = 0; c < kColumns; ++c) {
+            x.Kg[i * kColumns + c] = l[c] * x.v[i * kColumns + c];
+            z[i * kColumns + c] -= x.Kg[i * kColumns + c];
+        }
+    }
+    product<Sum::plus, Form::abt, false, known>(x.sum_vv, x.Kg, x.v, m, kColumns, m);
+    for (int c = 0; c < kColumns; ++c) x.sum_l[0] += l[c];
+    if (d.C.data) product<Sum::minus, Form::abt, false, known>(x.sum_C, z, x.p, m, kColumns, n);
+    product<Sum::minus, Form::atb, false, known>(x.g, x.C, z, n, m, kColumns);
+    if (d.at.predicted_mean) add(x.g, x.at_predicted, n * kColumns);
+    if (t == 0 && !q.from_belief) return;
+    if (d.A.data) product<Sum::plus, Form::abt, false, known>(x.sum_A, x.g, before, n, kColumns, n);
+    if (q.a.batch == 0) {
+        for (Index i = 0; i < n; ++i) {
+            for (int c = 0; c < kColumns; ++c) x.sum_a[i] += x.g[i * kColumns + c];
+        }
+    } else {
+        flush_own(d.a, x.g, n, t, who);
+    }
+    copy(x.after, x.g, n * kColumns);
+    product<Sum::set, Form::atb, false, known>(x.g, x.A, x.after, n, n, kColumns);
+}
+
+template <int N, int M, class V, class Scalar>
+LDM_INLINE void means_backward(const Problem<Scalar>& q, const Plan& plan, const Moments<const Scalar>& out, const Gradients<Scalar>& d, const Sums& sums,
+                               const Span& who) {
+    constexpr bool known = N > 0;
+    const Index n = known ? N : q.n, m = known ? M : q.m, T = q.time;
+    MeanRoom<V> x(n, m);
+    Room<V> room(kColumns * x.steps * m);
+    V* z = room.take(kColumns * x.steps * m);
+    const auto row = [&](Index t, Index size) { return (who.first * T + t) * size; };
+    for (Index start = (T - 1) / x.steps * x.steps; start >= 0; start -= x.steps) {
+        const Index steps = smaller(x.steps, T - start), skip = start == 0 ? 1 : 0;
+        read_columns(x.z, q.z.data + row(start, m), steps * m, T * m, who.count);
+        if (skip && q.from_belief) read_columns(x.f, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
+        if (steps > skip) read_columns(x.f + skip * n * kColumns, out.mean + row(start - 1 + skip, n), (steps - skip) * n, T * n, who.count);
+        if (d.at.mean) read_arriving_columns(x.at, d.at.mean + row(start, n), steps * n, T * n, who.count);
+        if (d.at.log_likelihood) read_arriving_columns(x.at_density, d.at.log_likelihood + row(start, 1), steps, T, who.count);
+        for (Index s = steps - 1; s >= 0; --s) {
+            const Index t = start + s;
+            const V* before = x.f + s * n * kColumns;
+            fetch_means(x, q, plan, t, t == T - 1);
+            innovate_means<known>(x, q, before, x.z + s * m * kColumns, n, m, t, who);
+            if (d.at.mean) add(x.g, x.at + s * n * kColumns, n * kColumns);
+            if (d.at.predicted_mean) read_arriving_columns(x.at_predicted, d.at.predicted_mean + row(t, n), n, T * n, who.count);
+            adjoin_means<known>(x, q, d, before, x.at_density + s * kColumns, z + s * m * kColumns, n, m, t, who);
+            if (t < plan.steps) {
+                collect(sums.gv + t * m * n, x.sum_gv, m * n);
+                collect(sums.vv + t * m * m, x.sum_vv, m * m);
+                collect(sums.l + t, x.sum_l, 1);
+            }
+            if (t == 0 || q.A.time) collect(d.A.data ? d.A.data + t * q.A.time : nullptr, x.sum_A, n * n);
+            if (t == 0 || q.C.time) collect(d.C.data ? d.C.data + t * q.C.time : nullptr, x.sum_C, m * n);
+            if (q.a.batch == 0 && (t == 0 || q.a.time)) collect(d.a.data ? d.a.data + t * q.a.time : nullptr, x.sum_a, n);
+        }
+        if (d.z) write_columns(d.z + row(start, m), z, steps * m, T * m, who.count);
+    }
+    if (q.h0.batch == 0) {
+        for (Index i = 0; i < n; ++i) {
+            for (int c = 1; c < kColumns; ++c) x.g[i * kColumns] += x.g[i * kColumns + c];
+            if (d.h0.data) d.h0.data[i] += total(x.g[i * kColumns]);
+        }
+    } else {
+        flush_own(d.h0, x.g, n, 0, who);
+    }
+}
+
+}  // namespace LDM_ISA
+}  // namespace ldm
