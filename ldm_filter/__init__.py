@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm_filter.checkpoint import CheckpointError
+    from ldm_filter.core.backends import backend
     from ldm_filter.core.kalman import filter_sequence, forecast
     from ldm_filter.core.smoothing import smooth_sequence
     from ldm_filter.estimator import LDMFilter
@@ -23,6 +24,7 @@ __all__ = [
     "SmootherResult",
     "StateSpace",
     "__version__",
+    "backend",
     "filter_sequence",
     "forecast",
     "smooth_sequence",
@@ -35,6 +37,7 @@ _HOMES = {
     "CheckpointError": "checkpoint",
     "CollapseError": "training",
     "LDMFilter": "estimator",
+    "backend": "core.backends",
     "filter_sequence": "core.kalman",
     "forecast": "core.kalman",
     "smooth_sequence": "core.smoothing",

@@ -60,7 +60,20 @@ def test_arrows_point_down(path: Path) -> None:
 
 def test_core_knows_tensors_only() -> None:
     known = {"torch", "numpy", "ldm_filter", "triton", "__future__"}
-    standard = {"collections", "functools", "importlib", "math", "types", "typing", "warnings", "os", "contextlib", "enum", "dataclasses"}
+    standard = {
+        "collections",
+        "contextvars",
+        "functools",
+        "importlib",
+        "math",
+        "types",
+        "typing",
+        "warnings",
+        "os",
+        "contextlib",
+        "enum",
+        "dataclasses",
+    }
     for path in (PACKAGE / "core").rglob("*.py"):
         assert {name.split(".")[0] for name in imported(path)} <= known | standard, path
 

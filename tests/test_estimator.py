@@ -56,6 +56,7 @@ def test_public_names_are_the_listed_ones() -> None:
             "SmootherResult",
             "StateSpace",
             "__version__",
+            "backend",
             "filter_sequence",
             "forecast",
             "smooth_sequence",

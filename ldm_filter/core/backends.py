@@ -6,14 +6,15 @@ import contextvars
 from types import TracebackType
 
 import torch
+from torch import Tensor
 
 from ldm_filter.core import native
 from ldm_filter.core.inputs import Given, check_measurements, fold
-from ldm_filter.core.linalg import round_cov
-from ldm_filter.core.recursion import Filtered, not_positive, run_loops
+from ldm_filter.core.linalg import affine, round_cov, symmetrise
+from ldm_filter.core.recursion import Filtered, not_positive, predict_cov, run_loops
 from ldm_filter.types import Gaussian
 
-__all__ = ["BACKENDS", "backend", "chosen", "run"]
+__all__ = ["BACKENDS", "backend", "chosen", "run", "run_step"]
 
 BACKENDS = ("auto", "native", "triton", "torch")
 _choice: contextvars.ContextVar[str] = contextvars.ContextVar("ldm_filter_backend", default="auto")
@@ -68,6 +69,37 @@ def run(x: Given, predicted: bool) -> Filtered:
     return run_loops(fold(x), predicted)
 
 
+def run_step(A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, belief: Gaussian, mask: Tensor | None = None) -> Filtered:
+    """One step of a whole batch whose transition depends on the state, so that the loop over time stays with the caller.
+
+        h^- = A h + a,   P^- = A P A' + Q,   h, P = condition on z = C h^- + v,  v ~ N(0, R)
+
+    Args:
+        A, a, Q: ``(1 | B, n, n)``, ``(1 | B, n)``, ``(1 | B, n, n)``. C, R: ``(1 | B, m, n)``, ``(1 | B, m, m)``. All in one dtype.
+        z: ``(B, m)``, less the observation's offset. belief: before the step, mean ``(B, n)``, cov ``(B, n, n)``.
+        mask: bool ``(1 | B, m)``, or None where everything is observed.
+
+    Returns:
+        Predicted and filtered beliefs ``(B, n)``, ``(B, n, n)`` and log-likelihood ``(B,)``, in the dtype of z.
+
+    Raises:
+        NotPositiveDefiniteError: (a ValueError) where C P^- C' + R is not positive definite.
+    """
+    batch = z.shape[0]
+    cov = belief.cov.expand(batch, -1, -1)
+    fields = [v.unsqueeze(1) for v in (A, a, Q, C, R, z)]
+    hidden = None if mask is None else mask.unsqueeze(1)
+    given = Given(fields[0], fields[1], fields[2], fields[3], z.new_zeros(1, 1, z.shape[1]), fields[4], fields[5], Gaussian(belief.mean, cov), hidden)
+    if _choice.get() in ("auto", "native") and _native_takes(given, forced=_choice.get() == "native"):
+        out = _run_native(given, predicted=True, from_belief=True)
+    else:
+        before = Gaussian(affine(a, A, belief.mean), symmetrise(predict_cov(cov.double(), A.double(), Q.double())).to(z.dtype))
+        out = run_loops(fold(given._replace(initial=before)), predicted=True)
+    assert out.predicted is not None  # asked for
+    (h0, P0), (h, P) = ((mean[:, 0], cov[:, 0].expand(batch, -1, -1)) for mean, cov in (out.predicted, out.filtered))
+    return Filtered(Gaussian(h0, P0), Gaussian(h, P), out.log_likelihood[:, 0])
+
+
 def _native_takes(x: Given, forced: bool) -> bool:
     fits = x.z.device.type == "cpu" and x.z.dtype in (torch.float32, torch.float64)
     if forced and not fits:
@@ -75,11 +107,13 @@ def _native_takes(x: Given, forced: bool) -> bool:
     return fits and native.available()
 
 
-def _run_native(x: Given, predicted: bool) -> Filtered:
+def _run_native(x: Given, predicted: bool, from_belief: bool = False) -> Filtered:
     """Numbers are looked at afterwards: one that is not finite shows in the log-likelihood."""
-    h0, P0 = x.initial
-    matrices = (v.double() for v in (x.A, x.a, x.Q, x.C, x.c, h0, P0))
-    out = native.filter_batch(native.Arguments(*matrices, x.z, x.R, x.mask), predicted)
+    A, a, Q, C, c, h0, P0 = (v.double() for v in (x.A, x.a, x.Q, x.C, x.c, *x.initial))
+    z = x.z
+    if c.shape[0] > 1:  # an offset of each series by itself, as inputs to the read-out make it
+        z, c = (z - c).to(z.dtype), c.new_zeros(1, 1, c.shape[-1])
+    out = native.filter_batch(native.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask, from_belief), predicted)
     if out.place[0] >= 0 or not native.all_finite(out.log_likelihood.detach()):
         check_measurements(x)
     if out.place[0] >= 0:

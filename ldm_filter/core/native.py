@@ -131,7 +131,8 @@ class _Filter(torch.autograd.Function):
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         *fields, mean, cov = ctx.saved_tensors[:11]
         mask, from_belief, shared, distinct = ctx.rest
-        x = Arguments(*fields, mask, from_belief)
+        A, a, Q, C, c, h0, P0, z, R = fields
+        x = Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief)
         grads, own_noise, wanted = _gradients(x, shared, ctx.needs_input_grad)
         at_mean, at_cov, at_density, at_before, at_before_cov = (None if g is None else g.contiguous() for g in arriving)
         fields_of = [n for name in ("A", "a", "Q", "C", "R", "h0", "P0") for n in _field(grads.get(name), name in ("h0", "P0"))]
@@ -147,7 +148,8 @@ class _Filter(torch.autograd.Function):
         else:
             outputs, at = _addresses(mean, cov, None, None, None), _addresses(at_mean, at_cov, at_density, at_before, at_before_cov)
             kernel(_problem(x), outputs, at, addresses, torch.get_num_threads())
-        grads["R"] = own_noise if own_noise is not None else grads.get("R")
+        if own_noise is not None:
+            grads["R"] = own_noise
         return (*_returned(x, grads, wanted), None, None, None)
 
 
@@ -191,7 +193,8 @@ def _laid_out(x: Arguments) -> Arguments:
         # What is expanded over batch or time may stay so, where the kernels take a stride of 0.
         if k >= 7 or v.stride()[v.dim() - dims :] != _dense(v.shape[v.dim() - dims :]):
             fields[k] = v.contiguous()
-    return Arguments(*fields, x.mask, x.from_belief)
+    A, a, Q, C, c, h0, P0, z, R = fields
+    return Arguments(A, a, Q, C, c, h0, P0, z, R, x.mask, x.from_belief)
 
 
 def _dense(shape: torch.Size) -> tuple[int, ...]:

@@ -297,4 +297,4 @@ def _density(x: Problem, steps: list[Stepped], dtype: torch.dtype) -> Tensor:
     innovation = torch.stack([step.innovation for step in steps], 1)
     factor = torch.stack([step.factor for step in steps], 1)
     nothing: Any = innovation  # the density needs innovations and factors alone
-    return log_likelihood(x, Means(nothing, nothing, innovation), Covariances(None, nothing, nothing, factor)).to(dtype)
+    return log_likelihood(x, Means(nothing, nothing, innovation), Covariances(nothing, nothing, nothing, factor)).to(dtype)
