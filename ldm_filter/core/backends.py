@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ldm_filter.core import native
+from ldm_filter.core import native, triton
 from ldm_filter.core.inputs import Given, check_measurements, fold
 from ldm_filter.core.linalg import affine, round_cov, symmetrise
 from ldm_filter.core.recursion import Filtered, not_positive, predict_cov, run_loops
@@ -59,14 +59,17 @@ def run(x: Given, predicted: bool) -> Filtered:
     """Filter sequences by the chosen backend.
 
     Raises:
-        ValueError: for measurements that are not finite; for a forced backend that cannot take the problem.
+        ValueError, RuntimeError: for measurements that are not finite; for a forced backend that cannot take the problem.
         NotPositiveDefiniteError: (a ValueError) naming step and series where C P^- C' + R is not positive definite.
     """
     name = _choice.get()
     if name in ("auto", "native") and _native_takes(x, forced=name == "native"):
         return _run_native(x, predicted)
     check_measurements(x)
-    return run_loops(fold(x), predicted)
+    problem = fold(x)
+    if name == "triton" or (name == "auto" and x.z.is_cuda and triton.supports(problem)):
+        return triton.run(problem, predicted)
+    return run_loops(problem, predicted)
 
 
 def run_step(A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, belief: Gaussian, mask: Tensor | None = None) -> Filtered:

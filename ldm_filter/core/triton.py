@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,29 +21,15 @@ from torch.autograd.function import once_differentiable
 
 from ldm_filter.core.inputs import Problem
 from ldm_filter.core.linalg import round_cov
-from ldm_filter.core.recursion import raise_if_not_positive
+from ldm_filter.core.recursion import Filtered, raise_if_not_positive
 from ldm_filter.types import Gaussian
 
-__all__ = ["LARGEST", "Filtered", "available", "run", "supports"]
+__all__ = ["LARGEST", "available", "run", "supports"]
 
 LARGEST = 8  # states and latents: a sequence's matrices are a thread's registers
 _BLOCK = 32  # sequences for each program, which is one warp
 
 _Field = tuple[Tensor | None, int | None, int | None]
-
-
-class Filtered(NamedTuple):
-    """What a filter of whole sequences yields, in the dtype of the measurements.
-
-    Attributes:
-        predicted: mean ``(B, T, n)``, cov ``(1 | B, T, n, n)``, or None where it was not asked for.
-        filtered: the same.
-        log_likelihood: ``(B, T)``.
-    """
-
-    predicted: Gaussian | None
-    filtered: Gaussian
-    log_likelihood: Tensor
 
 
 def available() -> bool:
