@@ -107,7 +107,16 @@ def _need(package: str, path: Path) -> None:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+    for name, mark in (("semicolons", ";"), ("tabs", "\t")):
+        if mark in header and "," not in header:
+            raise ValueError(
+                f"its first line is split by {name}, expected commas; write it anew from pandas.read_csv(path, sep={mark!r}, decimal=...)"
+            )
     frame = pd.read_csv(path)
+    if not len(frame):
+        raise ValueError("it holds a header and no rows")
     if frame.columns.size and str(frame.columns[0]).startswith("Unnamed: 0"):  # how pandas writes an index without a name
         frame = frame.rename(columns={frame.columns[0]: "index"})
     return _index_by_time(frame)

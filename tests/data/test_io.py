@@ -172,11 +172,15 @@ def test_a_file_that_is_not_what_its_suffix_says(tmp_path: Path, suffix):
 def test_pickled_arrays_and_empty_files_are_refused(tmp_path: Path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("time,a\n")
+    (tmp_path / "semicolons.csv").write_text("time;a\n2024-12-31;1,5\n")
     (tmp_path / "ambiguous.csv").write_text("date,a\n03/04/2024,1\n")
     np.savez(tmp_path / "empty.npz")
     for name, message in {
         "objects.npy": "could not be read",
         "empty.csv": "could not be read",
+        "header.csv": "a header and no rows",
+        "semicolons.csv": "split by semicolons, expected commas",
         "ambiguous.csv": "year first",
         "empty.npz": "no array",
     }.items():
