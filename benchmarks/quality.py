@@ -10,7 +10,6 @@ runners may work on one folder at a time, best on different tasks. A run that fa
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import traceback
@@ -27,7 +26,6 @@ from benchmarks.families import TASKS, family_of
 
 __all__ = ["main", "run_all"]
 
-SMOKE_RESULTS = records.ROOT / "out" / "benchmarks"
 SHOWN = ("r2", "affine_r2", "affine_r2_in_range", "eig_error", "excess", "rmse", "crps", "mlp_r2", "nis", "coverage80", "coverage95", "noise_corr")
 
 
@@ -35,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    folder = options.out or (SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
+    folder = options.out or (records.SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
     tasks = list(TASKS) if "all" in options.task else options.task
     failed = run_all(tasks, options.methods, options.budget, options.seeds, folder, options.force)
     if folder.resolve() == records.RESULTS:
@@ -110,9 +108,7 @@ def _device(budget: str) -> str:
     """The machine in words: processor, cores, threads; the GPU where one is used."""
     if budget == "full" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
+    return f"{records.machine()}, threads: {torch.get_num_threads()}"
 
 
 def _parser() -> argparse.ArgumentParser:

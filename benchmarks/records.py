@@ -9,18 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["FIELDS", "KEY", "RESULTS", "ROOT", "Outcome", "Row", "append", "code_version", "key", "newest", "read"]
+__all__ = [
+    "FIELDS",
+    "KEY",
+    "RESULTS",
+    "ROOT",
+    "SMOKE_RESULTS",
+    "Outcome",
+    "Row",
+    "append",
+    "code_version",
+    "key",
+    "machine",
+    "newest",
+    "read",
+]
 
 Row = dict[str, Any]
 FIELDS = ("task", "condition", "method", "readout", "budget", "seed", "metrics", "seconds", "train_steps", "device", "versions", "commit", "time")
 KEY = ("task", "condition", "method", "budget", "seed")
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SMOKE_RESULTS = ROOT / "out" / "benchmarks"
 # What a figure depends on; a change elsewhere leaves it valid.
 CODE = (
     "ldm_filter",
@@ -91,14 +107,22 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     return [found[name] for name in sorted(found)]
 
 
-def code_version(root: Path = ROOT) -> str:
-    """Commit of the last change to the code that figures depend on, with a mark of its own for each state of uncommitted changes.
+def machine() -> str:
+    """Processor and cores in words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores"
+
+
+def code_version(root: Path = ROOT, code: Sequence[str] = CODE) -> str:
+    """Commit of the last change to the code that figures depend on (``code``, in git's way to write paths), with a mark of its own for each
+    state of uncommitted changes.
 
     ``"4a80abe"`` from a clean tree, ``"4a80abe+9c1d"`` with changes, ``"unknown"`` outside a git checkout.
     """
     try:
-        commit = _git(root, "log", "-1", "--format=%h", "--", *CODE)
-        changes = _git(root, "diff", "HEAD", "--", *CODE) + _git(root, "status", "--porcelain", "--", *CODE)
+        commit = _git(root, "log", "-1", "--format=%h", "--", *code)
+        changes = _git(root, "diff", "HEAD", "--", *code) + _git(root, "status", "--porcelain", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     mark = f"+{hashlib.sha256(changes.encode()).hexdigest()[:4]}" if changes else ""

@@ -12,11 +12,16 @@ from statistics import mean, stdev
 
 from benchmarks import records
 from benchmarks.dot_methods import default_methods
+<<<<<<< HEAD
 from benchmarks.dot_tasks import SETTINGS
 from benchmarks.families import PUBLISHED, TASKS
+=======
+from benchmarks.dot_tasks import PUBLISHED, SETTINGS
+from benchmarks.markdown import replace_between, table
+>>>>>>> 72349b4 (Speed benchmark: every filter library beside ours on the same data, checked before it is timed)
 from benchmarks.records import Row
 
-__all__ = ["full_tables", "replace_between", "summary_table", "update"]
+__all__ = ["full_tables", "summary_table", "update"]
 
 MARK = "†"
 FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
@@ -97,7 +102,7 @@ def summary_table(rows: Sequence[Row], commit: str) -> str:
         return NOTHING
     heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", *(head for _, head, _ in SUMMARY_COLUMNS)]
     every = [row for row in records.newest(rows) if row["budget"] != "smoke"]
-    return f"{_markdown(heads, lines)}\n\n{_footer(every, commit)}"
+    return f"{table(heads, lines)}\n\n{_footer(every, commit)}"
 
 
 def update(root: Path = records.ROOT) -> list[Path]:
@@ -119,18 +124,6 @@ def update(root: Path = records.ROOT) -> list[Path]:
     return changed
 
 
-def replace_between(text: str, markers: tuple[str, str], new: str) -> str:
-    """``text`` with ``new`` between its markers; unchanged where it has none.
-
-    >>> replace_between("a <x> old <y> b", ("<x>", "<y>"), "new").split()
-    ['a', '<x>', 'new', '<y>', 'b']
-    """
-    begin, end = (text.find(marker) for marker in markers)
-    if begin < 0 or end < begin:
-        return text
-    return f"{text[: begin + len(markers[0])]}\n{new}\n{text[end:]}"
-
-
 def _groups(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """(task, condition, budget) with results, tasks in their own order."""
     order = list(TASKS)
@@ -148,7 +141,7 @@ def _task_table(task: str, group: Sequence[Row], commit: str) -> str:
     for quoted in PUBLISHED.get(task, ()):
         figures = [getattr(quoted, key) if key in PUBLISHED_COLUMNS else "" for key, _, _ in columns]
         lines.append([f"*{quoted.name}*", "affine", "", *figures])
-    return _markdown(["method", "read-out", "seeds", *(head for _, head, _ in columns)], lines)
+    return table(["method", "read-out", "seeds", *(head for _, head, _ in columns)], lines)
 
 
 def _methods(group: Sequence[Row]) -> list[str]:
@@ -182,11 +175,6 @@ def _footer(rows: Sequence[Row], commit: str) -> str:
     old = sorted({row["commit"] for row in rows if row["commit"] != commit})
     note = f" {MARK} made by other code than today's ({', '.join(old)})." if old else ""
     return f"{devices}; {versions}.{note}"
-
-
-def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join("| " + " | ".join(cell or "–" for cell in line) + " |" for line in (heads, rule, *lines))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from benchmarks import dot_methods, quality, records, tables
+from benchmarks import dot_methods, markdown, quality, records, tables
 from benchmarks.dot_tasks import PUBLISHED, SETTINGS, Bench, Estimate, evaluate, evaluate_oracle, settings_of
 from ldm_filter import metrics
 
@@ -211,5 +211,5 @@ def test_no_figure_in_the_readmes_is_typed(path: str, markers: tuple[str, str], 
         return re.sub(rf" ?{tables.MARK}( made by .*\.$)?", "", text, flags=re.MULTILINE)
 
     text = (records.ROOT / path).read_text(encoding="utf-8")
-    fresh = tables.replace_between(text, markers, render(records.read(records.RESULTS), "today"))  # type: ignore[operator]
+    fresh = markdown.replace_between(text, markers, render(records.read(records.RESULTS), "today"))  # type: ignore[operator]
     assert ageless(text) == ageless(fresh), "run `python -m benchmarks.tables`"

@@ -1,0 +1,144 @@
+"""How fast ldm-filter is beside everyone else, in one run on one machine; brings the tables and the plot up to date.
+
+    python -m benchmarks.speed                # everything, some minutes; needs the machine to itself
+    python -m benchmarks.speed --smoke        # does all of it run? seconds, claims nothing
+
+The competitors come with ``pip install ldm-filter[peers]``; those that are missing are named. Every part runs in a process of its own, on one
+core unless threads are its subject. A part that fails is reported, the others go on, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import records, speed_machine, speed_tables
+from benchmarks.speed_parts import BUDGETS, PARTS, memory_cases
+from benchmarks.speed_race import entrants
+
+__all__ = ["main"]
+
+MINUTES = 8.0  # of one part: on a machine that is busy it must not run for ever
+PACKAGES = ("ldm-filter", "torch", "numpy", "filterpy", "pykalman", "simdkalman", "statsmodels", "torch-kf", "dynamax", "jax")
+CODE = ("ldm_filter/core", "native", "datasets/linear_gaussian.py", "benchmarks/speed*.py")
+# Before anything is imported: every library keeps to one thread.
+ONE_THREAD = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.work:
+        return _work(options.work, options.budget, options.into)
+    folder = options.out or (records.SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
+    rows: list[dict[str, Any]] = []
+    failed = []
+    for part in _parts(options.budget, options.parts):
+        print(f"--- {' '.join(part)}", flush=True)
+        started = time.perf_counter()
+        came, complete = _run_part(part, options.budget)
+        rows += came
+        failed += [] if complete else [" ".join(part)]
+        print(f"    {time.perf_counter() - started:.0f} s" + ("" if complete else ", FAILED"), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "speed.json", _header(options.budget, failed), rows)
+    speed_tables.update(folder)
+    return 1 if failed else 0
+
+
+def _parts(budget: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """Each with its arguments."""
+    memory = [("memory", *case) for case in memory_cases(BUDGETS[budget], [one.name for one in entrants()])]
+    return [part for part in (*((name,) for name in PARTS if name != "memory"), *memory) if part[0] in wanted]
+
+
+def _run_part(part: tuple[str, ...], budget: str) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a part, run in a process of its own, and whether it came to its end; what there was before it broke counts.
+
+    A smoke run, whose figures say nothing, starts a process only where the part would make no sense without.
+    """
+    if budget == "smoke" and part[0] != "memory":
+        return [{"part": part[0], **row} for row in PARTS[part[0]](BUDGETS[budget])], True
+    with tempfile.TemporaryDirectory() as folder, nullcontext() if part[0] == "threads" else speed_machine.one_core():
+        into = Path(folder) / "rows.jsonl"
+        into.touch()
+        command = [sys.executable, "-m", "benchmarks.speed", "--budget", budget, "--into", str(into), "--work", *part]
+        try:
+            status = subprocess.run(command, cwd=records.ROOT, env=os.environ | ONE_THREAD, timeout=60 * MINUTES, check=False).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{part[0]} took more than {MINUTES:.0f} minutes and was stopped", file=sys.stderr, flush=True)
+            status = 1
+        return [json.loads(line) for line in into.read_text(encoding="utf-8").splitlines()], status == 0
+
+
+def _work(part: Sequence[str], budget: str, into: Path) -> int:
+    """In the process of a part: one JSON line for each row, as it comes."""
+    torch.set_num_threads(1)
+    name, *arguments = part
+    with into.open("a", encoding="utf-8") as file:
+        for row in PARTS[name](BUDGETS[budget], *arguments):
+            file.write(json.dumps({"part": name, **row}) + "\n")
+            file.flush()
+            print("   ", _shown(row), flush=True)
+    return 0
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """A row for whoever watches."""
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items() if name != "seconds")
+
+
+def _header(budget: str, failed: Sequence[str]) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "budget": budget,
+        "device": records.machine(),
+        "versions": versions,
+        "commit": records.code_version(code=CODE),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "failed": list(failed),
+    }
+
+
+def _write(path: Path, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """JSON with one row a line."""
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    path.write_text(f'{json.dumps(header)[:-1]}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", dest="budget", action="store_const", const="smoke", default="full", help="tiny sizes, no JAX")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all of them")
+    parser.add_argument("--out", type=Path, help="folder of speed.json; default benchmarks/results, for smoke out/benchmarks")
+    for name, kind in (("--budget", str), ("--into", Path)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)  # the process of one part
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
