@@ -20,11 +20,14 @@ from benchmarks.speed_torch import TORCH, reference
 __all__ = ["ENTRANTS", "Limits", "Row", "absent", "compare", "entrants", "race", "timed"]
 
 Row = dict[str, Any]
+Answers = dict[tuple[int, int, bool], Result]  # of the reference, by sequences, steps, and whether there are gradients
 ENTRANTS: tuple[Entrant, ...] = (*TORCH, *JAX, *LIBRARIES)
 # The check takes the first sequences, and of a single long series the first steps.
 CHECKED_SEQUENCES, CHECKED_STEPS, LONG = 2, 400, 2000
 # A written-out Cholesky factor of 8 x 8 has some 400 operations: with gradients it compiles for 10 s and is slower than the scan under vmap.
 LANES = JAX[-1].name
+# With gradients JAX is timed on at most so many steps and covariance entries.
+JAX_STEPS, JAX_NUMBERS = 25_000, 16_000_000
 
 
 class Limits(NamedTuple):
@@ -74,7 +77,7 @@ def race(field: Sequence[Entrant], problem: Problem, backward: bool, limits: Lim
         on, its error in the check. One that fails, or whose output is wrong, is not timed; its row says why.
     """
     ready = []
-    answers: dict[tuple[int, int, bool], Result] = {}
+    answers: Answers = {}
     for entrant in field:
         if regime not in entrant.regimes or (backward and not entrant.gradients) or _hopeless(entrant, problem, backward):
             continue
@@ -145,35 +148,36 @@ def _hopeless(entrant: Entrant, problem: Problem, backward: bool) -> bool:
     return entrant.name == LANES and backward and problem.size.m > 4
 
 
-def _prepare(entrant: Entrant, problem: Problem, backward: bool, limits: Limits, answers: dict[tuple[int, int, bool], Result]) -> _Ready:
+def _prepare(entrant: Entrant, problem: Problem, backward: bool, limits: Limits, answers: Answers) -> _Ready:
     """Cut to what there is time for, compile, check, and see how often it must be called to be timed well."""
     problem = _affordable(entrant, problem, backward, limits.call)
     error = _check(entrant, problem, backward, answers)
     if not error <= entrant.tolerance:
         raise ValueError(f"its output is wrong: off by {error:.1e} of the largest entry, more than {entrant.tolerance:.0e}")
     run = entrant.prepare(problem, backward)
-    run.call()
-    once = timed(run.call, 1)
-    return _Ready(entrant, problem, run, error, max(1, round(limits.block / once)))
+    return _Ready(entrant, problem, run, error, max(1, round(limits.block / timed(run.call, 1))))
 
 
 def _affordable(entrant: Entrant, problem: Problem, backward: bool, seconds: float) -> Problem:
+    """The first half, quarter, eighth ... of the sequences or steps: few sizes, so that few answers are needed for the check."""
     batch, steps, n, _ = problem.size
     if not entrant.cut:
-        # Compiled for each size, so a try would cost more than it saves. A covariance per sequence is what makes JAX slow.
-        heavy = entrant in JAX and backward and not problem.constant
-        return problem.cut(max(1, min(batch, 16_000_000 // (steps * n * n))), steps) if heavy else problem
+        if entrant in JAX and backward:  # compiled for each size: a trial would take longer than it saves
+            steps = min(steps, JAX_STEPS)
+            batch = batch if problem.constant else max(1, min(batch, JAX_NUMBERS // (steps * n * n)))
+        return problem.cut(batch, steps)
     trial = problem.cut(batch, min(steps, 8)) if entrant.cut == "steps" else problem.cut(1, min(steps, 100))
     run = entrant.prepare(trial, backward)
     run.call()
     rate = trial.size.batch * trial.size.steps / timed(run.call, 1)
-    if entrant.cut == "sequences" and rate * seconds > steps:
-        return problem.cut(min(batch, int(rate * seconds / steps)), steps)
-    batch = 1 if entrant.cut == "sequences" else batch
-    return problem.cut(batch, max(min(steps, 20), min(steps, int(rate * seconds / batch))))
+    while entrant.cut == "sequences" and batch > 1 and batch * steps > rate * seconds:
+        batch = (batch + 1) // 2
+    while batch * steps > rate * seconds and steps > 20:
+        steps = (steps + 1) // 2
+    return problem.cut(batch, steps)
 
 
-def _check(entrant: Entrant, problem: Problem, backward: bool, answers: dict[tuple[int, int, bool], Result]) -> float:
+def _check(entrant: Entrant, problem: Problem, backward: bool, answers: Answers) -> float:
     """Error on the first sequences, with the code and at the size that is timed; of one long series, on its first steps."""
     batch, steps = problem.size[:2]
     batch = min(batch, CHECKED_SEQUENCES)
@@ -184,8 +188,8 @@ def _check(entrant: Entrant, problem: Problem, backward: bool, answers: dict[tup
     return max(whole, _error_on(entrant, part, part, True, answers)) if backward else whole
 
 
-def _error_on(entrant: Entrant, problem: Problem, part: Problem, backward: bool, answers: dict[tuple[int, int, bool], Result]) -> float:
-    size = (*part.size[:2], backward)
+def _error_on(entrant: Entrant, problem: Problem, part: Problem, backward: bool, answers: Answers) -> float:
+    size = (part.size.batch, part.size.steps, backward)
     if size not in answers:
         answers[size] = reference(part, backward)
     run = entrant.prepare(problem, backward)
