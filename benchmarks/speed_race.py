@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -87,7 +86,6 @@ def race(field: Sequence[Entrant], problem: Problem, backward: bool, limits: Lim
             yield {"entrant": entrant.name, "failure": f"{type(error).__name__}: {error}"[:300]}
     seconds: dict[str, list[float]] = {one.entrant.name: [] for one in ready}
     for _ in range(limits.repeats):
-        gc.collect()
         for one in ready:
             seconds[one.entrant.name].append(timed(one.run.call, one.number))
     for one in ready:

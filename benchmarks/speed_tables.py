@@ -240,3 +240,7 @@ def _footer(result: dict[str, Any]) -> str:
         f"{result['device']}; {versions}; code {result['commit']}, {result['time']}.",
     ]
     return "\n".join(line for line in lines if line)
+
+
+if __name__ == "__main__":
+    update(records.RESULTS)

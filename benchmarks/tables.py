@@ -12,13 +12,9 @@ from statistics import mean, stdev
 
 from benchmarks import records
 from benchmarks.dot_methods import default_methods
-<<<<<<< HEAD
 from benchmarks.dot_tasks import SETTINGS
 from benchmarks.families import PUBLISHED, TASKS
-=======
-from benchmarks.dot_tasks import PUBLISHED, SETTINGS
 from benchmarks.markdown import replace_between, table
->>>>>>> 72349b4 (Speed benchmark: every filter library beside ours on the same data, checked before it is timed)
 from benchmarks.records import Row
 
 __all__ = ["full_tables", "summary_table", "update"]
