@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks.speed_libraries import Entrant, Result, Run
 from benchmarks.speed_problems import INPUTS, Problem
+from ldm_filter import backend
 from ldm_filter.core.kalman import filter_moments
 from ldm_filter.types import Gaussian
 
@@ -71,7 +70,7 @@ def _ours_in_torch(problem: Problem, backward: bool) -> Run:
     run = _ours(problem, backward)
 
     def call() -> Any:
-        with _torch_path():
+        with backend("torch"):
             return run.call()
 
     return Run(call, run.read)
@@ -81,18 +80,6 @@ def reference(problem: Problem, backward: bool) -> Result:
     """What everyone is checked against: ldm-filter's readable torch path, in float64, without its compiled kernels."""
     run = _ours_in_torch(problem, backward)
     return run.read(run.call())
-
-
-@contextmanager
-def _torch_path() -> Iterator[None]:
-    try:
-        from ldm_filter.core.backends import backend
-    except ImportError:
-        with mock.patch("ldm_filter.core.native.available", lambda: False):
-            yield
-        return
-    with backend("torch"):
-        yield
 
 
 # --- the plain loop

@@ -159,8 +159,9 @@ def test_a_part_that_breaks_costs_no_other_and_is_reported(tmp_path: Path, monke
         Path(command[command.index("--into") + 1]).write_text('{"part": "memory", "workload": "series"}\n')
         return subprocess.CompletedProcess(command, returncode=-9)
 
-    monkeypatch.setattr(speed.subprocess, "run", broken)
-    rows, complete = speed._run_part(("memory", OURS.name, "series", "constant", "forward"), "smoke")
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", broken)
+        rows, complete = speed._run_part(("memory", OURS.name, "series", "constant", "forward"), "smoke")
     assert rows == [{"part": "memory", "workload": "series"}] and not complete
     monkeypatch.setattr(speed, "_run_part", lambda part, budget: ([], part[0] != "memory"))
     monkeypatch.setattr(speed.speed_tables, "update", lambda folder: None)
