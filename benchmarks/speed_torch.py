@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import ldm_filter
 from benchmarks.speed_libraries import Entrant, Result, Run
 from benchmarks.speed_problems import INPUTS, Problem
-from ldm_filter import backend
 from ldm_filter.core.kalman import filter_moments
 from ldm_filter.types import Gaussian
 
@@ -70,7 +70,7 @@ def _ours_in_torch(problem: Problem, backward: bool) -> Run:
     run = _ours(problem, backward)
 
     def call() -> Any:
-        with backend("torch"):
+        with ldm_filter.backend("torch"):
             return run.call()
 
     return Run(call, run.read)
