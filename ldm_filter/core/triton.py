@@ -94,7 +94,7 @@ class _OwnCovariances(torch.autograd.Function):
         p, Pp = (torch.empty_like(f), torch.empty_like(P)) if predicted else (None, None)
         failed = torch.empty(batch, dtype=torch.int32, device=z.device)
         lift = 1.0 if z.dtype == torch.float64 else 1.0 + n * torch.finfo(z.dtype).eps
-        fields = [*_fields(inputs), _field(seen), *map(_each, (p, Pp, f, P, density)), failed, batch, steps]
+        fields = [*_fields(inputs), _field(seen), *map(_each, (p, Pp, f, P, density)), failed, batch, steps, 0]
         ctx.dtype = torch.float64 if precise else z.dtype
         _launch("filter_forward", _programs(z), fields, LIFT=lift, BLOCK=_BLOCK, **_sizes(inputs, ctx.dtype))
         ctx.set_materialize_grads(False)
@@ -108,7 +108,7 @@ class _OwnCovariances(torch.autograd.Function):
         *inputs, f, P = ctx.saved_tensors
         z = inputs[6]
         grads = _gradients(inputs, ctx.needs_input_grad)
-        fields = [*_fields(inputs), _each(f), _each(P), *map(_each, arriving[:5]), *_fields(inputs, grads), *z.shape[:2]]
+        fields = [*_fields(inputs), _each(f), _each(P), *map(_each, arriving[:5]), *_fields(inputs, grads), *z.shape[:2], 0]
         _launch("filter_backward", _programs(z), fields, BLOCK=_BLOCK, **_sizes(inputs, ctx.dtype))
         return (*map(_total, inputs, grads), None, None, None)
 
@@ -127,7 +127,7 @@ class _SharedCovariances(torch.autograd.Function):
         _launch("covariance_forward", 1, [*fields[:5], *map(_steps, (Pp, P, K, L)), failed, steps], **_sizes(inputs, torch.float64))
         f, density = z.new_empty(batch, steps, n), z.new_empty(batch, steps)
         p = torch.empty_like(f) if predicted else None
-        means = [*_of_means(fields), _steps(K), _steps(L), _field(seen), *map(_each, (p, f, density)), batch, steps]
+        means = [*_of_means(fields), _steps(K), _steps(L), _field(seen), *map(_each, (p, f, density)), batch, steps, 0]
         _launch("mean_forward", _programs(z), means, BLOCK=_BLOCK, **_sizes(inputs, z.dtype))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(failed)
@@ -145,7 +145,7 @@ class _SharedCovariances(torch.autograd.Function):
         fields, grads = _fields(inputs), _fields(inputs, of_means)
         saved = [_steps(K), _steps(L), *map(_each, (f, to_p, to_f, to_density))]
         _launch(
-            "mean_backward", _programs(z), [*_of_means(fields), *saved, *_of_means(grads), *map(_steps, sums), *z.shape[:2]],
+            "mean_backward", _programs(z), [*_of_means(fields), *saved, *_of_means(grads), *map(_steps, sums), *z.shape[:2], 0],
             BLOCK=_BLOCK, **_sizes(inputs, z.dtype),
         )  # fmt: skip
         of_covs = _gradients(inputs, [*ctx.needs_input_grad[:5], False, False, False], torch.float64)

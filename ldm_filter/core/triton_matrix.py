@@ -22,7 +22,9 @@ __all__ = [
     "inverse_of_square",
     "lower_product",
     "mirror",
+    "moved",
     "outer",
+    "places",
     "product",
     "read",
     "scale",
@@ -219,54 +221,72 @@ def inverse_of_square(L, inverse, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: t
     return symmetric(solve_upper(L, inverse, solve_lower(L, inverse, unit, M, M), M, M), M)
 
 
-# Memory. A tile of sequences is read and written as one piece, so that neighbouring threads touch neighbouring numbers.
+# Memory. The rows of a block of sequences are read and written as one tile, so that neighbouring threads touch neighbouring numbers.
+# Its pointers are carried from step to step: Triton looks through all that a pointer is computed from, which takes minutes otherwise.
 
 
 @triton.jit
-def row_of(field, b, t, T):
-    """The row of a field for sequences b at step t."""
-    if field[1] is None:
-        row = t.to(tl.int64) if field[2] is not None else (t * 0).to(tl.int64)
-    elif field[2] is None:
-        row = b.to(tl.int64)
-    else:
-        row = b.to(tl.int64) * T + t
-    return row
-
-
-@triton.jit
-def read(field, b, t, T, on, COUNT: tl.constexpr, DTYPE: tl.constexpr):
-    """A row of COUNT numbers for each sequence, or one for all of them; zeros where ``on``, for a step or each sequence, is False."""
-    W: tl.constexpr = triton.next_power_of_2(COUNT)
-    start = row_of(field, b, t, T) * COUNT
+def places(fields, counts: tl.constexpr, b, shared, t, T, SIZE: tl.constexpr):
+    """Where the rows of these fields are at step t: of sequences b, or, pointers of a single number, of the ``shared``-th of what they share."""
     out = ()
-    if field[1] is None:
-        for k in tl.static_range(COUNT):
-            out = out + (tl.load(field[0] + start + k, mask=on, other=0.0).to(DTYPE),)
-    elif COUNT == 1:
-        out = (tl.load(field[0] + start, mask=tl.where(on, b, -1) >= 0, other=0.0).to(DTYPE),)
-    else:
-        column = tl.arange(0, W)[None, :]
-        here = (tl.where(on, b, -1) >= 0)[:, None] & (column < COUNT)
-        tile = tl.load(field[0] + start[:, None] + column, mask=here, other=0.0).to(DTYPE)
-        out = _columns(tile, W)
+    for k in tl.static_range(SIZE):
+        out = out + (_place(fields[k], b, shared, t, T, counts[k]),)
     return out
 
 
 @triton.jit
-def write(field, b, t, T, on, values, COUNT: tl.constexpr):
-    """The inverse of :func:`read`: a row for each sequence, or one for all of them."""
-    W: tl.constexpr = triton.next_power_of_2(COUNT)
-    start = row_of(field, b, t, T) * COUNT
-    if field[1] is None:
-        for k in tl.static_range(COUNT):
-            tl.store(field[0] + start + k, values[k].to(field[0].dtype.element_ty))
-    elif COUNT == 1:
-        tl.store(field[0] + start, values[0].to(field[0].dtype.element_ty), mask=on)
+def _place(field, b, shared, t, T, COUNT: tl.constexpr):
+    if field[0] is None:
+        out = shared
+    elif field[1] is None:
+        out = field[0] + (shared * T + t if field[2] is not None else shared).to(tl.int64) * COUNT
     else:
-        column = tl.arange(0, W)[None, :]
-        tile = _tile(values, COUNT, W, field[0].dtype.element_ty)
-        tl.store(field[0] + start[:, None] + column, tile, mask=on[:, None] & (column < COUNT))
+        W: tl.constexpr = triton.next_power_of_2(COUNT)
+        row = b.to(tl.int64) * T + t if field[2] is not None else b.to(tl.int64)
+        out = field[0] + (row if COUNT == 1 else (row * COUNT)[:, None] + tl.arange(0, W)[None, :])
+    return out
+
+
+@triton.jit
+def moved(at, fields, counts: tl.constexpr, steps, still, SIZE: tl.constexpr):
+    """The places some steps on; ``still`` is 0, which the compiler must not know, or it would not carry what stays where it is."""
+    out = ()
+    for k in tl.static_range(SIZE):
+        if fields[k][0] is None:
+            out = out + (at[k],)
+        elif fields[k][2] is not None:
+            out = out + (at[k] + steps * counts[k],)
+        else:
+            out = out + ((at[k] if fields[k][1] is None else at[k] + still),)
+    return out
+
+
+@triton.jit
+def read(at, on, COUNT: tl.constexpr, DTYPE: tl.constexpr):
+    """A row of COUNT numbers for each sequence, or one for all of them; zeros where ``on``, for a step or each sequence, is False."""
+    out = ()
+    if len(at.shape) == 0:
+        for k in tl.static_range(COUNT):
+            out = out + (tl.load(at + k, mask=on, other=0.0).to(DTYPE),)
+    elif COUNT == 1:
+        out = (tl.load(at, mask=tl.where(on, tl.arange(0, at.shape[0]), -1) >= 0, other=0.0).to(DTYPE),)
+    else:
+        here = tl.where(on, tl.arange(0, at.shape[0]), -1)[:, None] >= 0
+        out = _columns(tl.load(at, mask=here & (tl.arange(0, at.shape[1])[None, :] < COUNT), other=0.0).to(DTYPE), at.shape[1])
+    return out
+
+
+@triton.jit
+def write(at, inside, values, COUNT: tl.constexpr):
+    """A row for each sequence inside the batch, or one for all of them: the sum over the block where each sequence has a value."""
+    if len(at.shape) == 0:
+        for k in tl.static_range(COUNT):
+            tl.store(at + k, (values[k] if len(values[k].shape) == 0 else tl.sum(values[k], 0)).to(at.dtype.element_ty))
+    elif COUNT == 1:
+        tl.store(at, values[0].to(at.dtype.element_ty), mask=inside)
+    else:
+        tile = _tile(values, COUNT, at.shape[1], at.dtype.scalar.element_ty)
+        tl.store(at, tile, mask=inside[:, None] & (tl.arange(0, at.shape[1])[None, :] < COUNT))
 
 
 @triton.jit

@@ -56,7 +56,6 @@ __all__ = [
     "mean_adjoint",
     "predicted_cov",
     "predicted_mean",
-    "put",
 ]
 
 FLOATS = {"torch.float32": tl.float32, "torch.float64": tl.float64}
@@ -67,11 +66,11 @@ LOG_2PI = tl.constexpr(1.8378770664093453)
 
 
 @triton.jit
-def predicted_cov(A, Q, P0, P, b, t, T, N: tl.constexpr, DTYPE: tl.constexpr):
+def predicted_cov(A, Q, P0, P, t, N: tl.constexpr, DTYPE: tl.constexpr):
     """A (zeros at t = 0), A P and P^-."""
-    transition = read(A, b, t, T, t > 0, N * N, DTYPE)
-    noise = read(Q, b, t, T, t > 0, N * N, DTYPE)
-    start = read(P0, b, t * 0, T, t < 1, N * N, DTYPE)
+    transition = read(A, t > 0, N * N, DTYPE)
+    noise = read(Q, t > 0, N * N, DTYPE)
+    start = read(P0, t < 1, N * N, DTYPE)
     AP = product(transition, P, N, N, N)
     return transition, AP, lower_product(symmetric(add(noise, start, N * N), N), AP, transpose(transition, N, N), N, N)
 
@@ -102,10 +101,10 @@ def zeros_like(X, COUNT: tl.constexpr):
 
 
 @triton.jit
-def predicted_mean(transition, a, h0, f, b, t, T, N: tl.constexpr, DTYPE: tl.constexpr):
+def predicted_mean(transition, a, h0, f, t, N: tl.constexpr, DTYPE: tl.constexpr):
     """p; the transition and f are zero at t = 0."""
-    offset = read(a, b, t, T, t > 0, N, DTYPE)
-    start = read(h0, b, t * 0, T, t < 1, N, DTYPE)
+    offset = read(a, t > 0, N, DTYPE)
+    start = read(h0, t < 1, N, DTYPE)
     return add(product(transition, f, N, N, 1), add(offset, start, N), N)
 
 
@@ -157,45 +156,30 @@ def mean_adjoint(h, g, e, K, C, L, inverse, N: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def put(field, b, t, T, inside, values, COUNT: tl.constexpr):
-    """Write a gradient, where it is wanted: a row for each sequence, or their sum as the row of the block."""
-    if field[0] is None:
-        pass
-    elif field[1] is None:
-        row = tl.program_id(0).to(tl.int64)
-        if field[2] is not None:
-            row = row * T + t
-        for k in tl.static_range(COUNT):
-            tl.store(field[0] + row * COUNT + k, values[k] if len(values[k].shape) == 0 else tl.sum(values[k], 0))
-    else:
-        write(field, b, t, T, inside, values, COUNT)
-
-
-@triton.jit
-def collect(field, sums, b, t, T, inside, values, COUNT: tl.constexpr):
-    """Write the gradient of this step, or add it to the sums over time."""
+def collect(field, at, sums, inside, values, COUNT: tl.constexpr):
+    """Write the gradient of this step, where it is wanted, or add it to the sums over time."""
     if field[0] is not None:
         if field[2] is None:
             sums = add(sums, values, COUNT)
         else:
-            put(field, b, t, T, inside, values, COUNT)
+            write(at, inside, values, COUNT)
     return sums
 
 
 @triton.jit
-def finish(field, sums, b, T, inside, COUNT: tl.constexpr):
+def finish(field, at, sums, inside, COUNT: tl.constexpr):
     """Write the sums over time."""
     if field[0] is not None and field[2] is None:
-        put(field, b, tl.program_id(0) * 0, T, inside, sums, COUNT)
+        write(at, inside, sums, COUNT)
 
 
 @triton.jit
-def arriving(field, b, t, T, on, COUNT: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
+def arriving(field, at, on, COUNT: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
     """A gradient that arrives at an output, zeros where none does."""
     if field[0] is None:
         out = zeros(COUNT, BLOCK, DTYPE)
     else:
-        out = read(field, b, t, T, on, COUNT, DTYPE)
+        out = read(at, on, COUNT, DTYPE)
     return out
 
 
