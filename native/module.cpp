@@ -105,16 +105,17 @@ struct Choice {
     std::string name;
     const Kernels<float>* singles;
     const Kernels<double>* doubles;
+    const LinkKernel* links;
 };
 
 // The kernels of the best instruction set that this processor has.
 std::vector<Choice> choices() {
-    std::vector<Choice> found{{"base", &base::kFloat, &base::kDouble}};
+    std::vector<Choice> found{{"base", &base::kFloat, &base::kDouble, &base::kLinks}};
 #if defined(LDM_X86_LEVELS)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"v3", &v3::kFloat, &v3::kDouble});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"v3", &v3::kFloat, &v3::kDouble, &v3::kLinks});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        found.push_back({"v4", &v4::kFloat, &v4::kDouble});
+        found.push_back({"v4", &v4::kFloat, &v4::kDouble, &v4::kLinks});
     }
 #endif
     return found;
@@ -179,6 +180,17 @@ void shared_backward(const Numbers& problem, const Numbers& plan_arrays, const N
     kernels<Scalar>().shared_backward(q, plan, out, at_cov, at_predicted, d, threads);
 }
 
+void links(const Numbers& numbers, int threads) {
+    Reader x(numbers);
+    Links q{};
+    q.batch = x.number(), q.time = x.number(), q.n = x.number(), q.back = x.number(), q.square = x.number();
+    q.G = x.field<const double>();
+    q.u = x.address<const double>();
+    q.y = x.address<double>();
+    nb::gil_scoped_release unlocked;
+    (*chosen.links)(q, threads);
+}
+
 // Whether every number of these arrays (address, length) is finite.
 template <class Scalar>
 bool all_finite(const Numbers& arrays) {
@@ -231,6 +243,7 @@ NB_MODULE(_native, module) {
     module.attr("__version__") = LDM_FILTER_VERSION;
     ldm::bind<float>(module, "float32");
     ldm::bind<double>(module, "float64");
+    module.def("links", &ldm::links);
     module.def("buffer", &ldm::buffer);
     module.def("release_memory", &ldm::release_memory);
     module.def("instruction_sets", [] {

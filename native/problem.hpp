@@ -56,8 +56,19 @@ struct Failure {
     Index step = -1, series = 0;
 };
 
+// A recursion through links.hpp: G (b, T - 1, n, n), u and y (B, T, n), or (B, T, n, n) where it is square, contiguous.
+struct Links {
+    Index batch, time, n;
+    bool back, square;
+    Field<const double> G;
+    const double* u;
+    double* y;
+};
+
 // Runs work(context, k) for k in [0, tasks) on some threads; which thread takes which task makes no difference to the result.
 void parallel(Index tasks, int threads, void (*work)(void*, Index), void* context);
+
+using LinkKernel = void (*)(const Links&, int threads);
 
 // What a kernels_*.cpp offers, compiled for its instruction set.
 template <class Scalar>
@@ -73,6 +84,7 @@ struct Kernels {
     namespace isa {                         \
     extern const Kernels<float> kFloat;     \
     extern const Kernels<double> kDouble;   \
+    extern const LinkKernel kLinks;         \
     }
 
 LDM_DECLARE_KERNELS(base)

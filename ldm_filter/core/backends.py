@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from torch import Tensor
 from ldm_filter.core import native, triton
 from ldm_filter.core.inputs import Given, check_measurements, fold
 from ldm_filter.core.linalg import affine, round_cov, symmetrise
-from ldm_filter.core.recursion import Filtered, not_positive, predict_cov, run_loops
+from ldm_filter.core.recursion import LOG_2PI, Filtered, correct_cov, gain_of, log_density_of, not_positive, predict_cov, run_loops
 from ldm_filter.types import Gaussian
 
-__all__ = ["BACKENDS", "backend", "chosen", "run", "run_step"]
+__all__ = ["BACKENDS", "StepModel", "backend", "chosen", "compiled", "run", "run_step"]
 
 BACKENDS = ("auto", "native", "triton", "torch")
 _choice: contextvars.ContextVar[str] = contextvars.ContextVar("ldm_filter_backend", default="auto")
@@ -55,6 +56,23 @@ def chosen() -> str:
     return _choice.get()
 
 
+class StepModel(NamedTuple):
+    """What one step of a batch needs of its model, with or without a leading batch dimension.
+
+    Attributes:
+        A, a, Q: transition ``(1 | B, n, n)``, ``(1 | B, n)``, ``(1 | B, n, n)``.
+        C, R: observation ``(1 | B, m, n)`` and measurement covariance ``(1 | B, m, m)``; a row of zeros, and those of the identity, where missing.
+        seen: number of observed channels, ``(1 | B,)`` or a number.
+    """
+
+    A: Tensor
+    a: Tensor
+    Q: Tensor
+    C: Tensor
+    R: Tensor
+    seen: Tensor | int
+
+
 def run(x: Given, predicted: bool) -> Filtered:
     """Filter sequences by the chosen backend.
 
@@ -63,7 +81,7 @@ def run(x: Given, predicted: bool) -> Filtered:
         NotPositiveDefiniteError: (a ValueError) naming step and series where C P^- C' + R is not positive definite.
     """
     name = _choice.get()
-    if name in ("auto", "native") and _native_takes(x, forced=name == "native"):
+    if compiled(x.z):
         return _run_native(x, predicted)
     check_measurements(x)
     problem = fold(x)
@@ -72,51 +90,76 @@ def run(x: Given, predicted: bool) -> Filtered:
     return run_loops(problem, predicted)
 
 
-def run_step(A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, belief: Gaussian, mask: Tensor | None = None) -> Filtered:
+def run_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int = 0) -> Filtered:
     """One step of a whole batch whose transition depends on the state, so that the loop over time stays with the caller.
 
         h^- = A h + a,   P^- = A P A' + Q,   h, P = condition on z = C h^- + v,  v ~ N(0, R)
 
     Args:
-        A, a, Q: ``(1 | B, n, n)``, ``(1 | B, n)``, ``(1 | B, n, n)``. C, R: ``(1 | B, m, n)``, ``(1 | B, m, m)``. All in one dtype.
-        z: ``(B, m)``, less the observation's offset. belief: before the step, mean ``(B, n)``, cov ``(B, n, n)``.
-        mask: bool ``(1 | B, m)``, or None where everything is observed.
+        ssm: the matrices of the step.
+        z: ``(B, m)``, less the observation's offset; 0 where missing.
+        belief: before the step, mean ``(B, n)``, cov ``(1 | B, n, n)``.
+        step: its number, for errors.
 
     Returns:
-        Predicted and filtered beliefs ``(B, n)``, ``(B, n, n)`` and log-likelihood ``(B,)``, in the dtype of z.
+        Predicted and filtered beliefs, ``(B, n)`` and ``(B, n, n)``, and the log-likelihood ``(B,)``, in the dtype of z.
 
     Raises:
         NotPositiveDefiniteError: (a ValueError) where C P^- C' + R is not positive definite.
     """
-    batch = z.shape[0]
-    cov = belief.cov.expand(batch, -1, -1)
-    fields = [v.unsqueeze(1) for v in (A, a, Q, C, R, z)]
-    hidden = None if mask is None else mask.unsqueeze(1)
-    given = Given(fields[0], fields[1], fields[2], fields[3], z.new_zeros(1, 1, z.shape[1]), fields[4], fields[5], Gaussian(belief.mean, cov), hidden)
-    if _choice.get() in ("auto", "native") and _native_takes(given, forced=_choice.get() == "native"):
-        out = _run_native(given, predicted=True, from_belief=True)
-    else:
-        before = Gaussian(affine(a, A, belief.mean), symmetrise(predict_cov(cov.double(), A.double(), Q.double())).to(z.dtype))
-        out = run_loops(fold(given._replace(initial=before)), predicted=True)
-    assert out.predicted is not None  # asked for
-    (h0, P0), (h, P) = ((mean[:, 0], cov[:, 0].expand(batch, -1, -1)) for mean, cov in (out.predicted, out.filtered))
-    return Filtered(Gaussian(h0, P0), Gaussian(h, P), out.log_likelihood[:, 0])
+    (batch, m), n = z.shape, ssm.A.shape[-1]
+    A, a, Q, C, R = (x.reshape(-1, *x.shape[-k:]) for x, k in zip(ssm[:5], (2, 1, 2, 2, 2), strict=True))
+    if not compiled(z):
+        return _loop_step(StepModel(A, a, Q, C, R, ssm.seen), z, belief, step)
+    offset = z.new_zeros(1, 1, m, dtype=torch.float64)
+    mean, cov = belief.mean.double(), belief.cov.double().expand(batch, n, n)
+    A, a, Q, C = (x.double().unsqueeze(1) for x in (A, a, Q, C))
+    out = native.filter_batch(native.Arguments(A, a, Q, C, offset, mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True), predicted=True)
+    if out.place[0] >= 0:
+        raise not_positive(step, out.place[1])
+    assert out.predicted_mean is not None and out.predicted_cov is not None  # asked for
+    before, after = (_of_step(mean, cov, z.dtype) for mean, cov in ((out.predicted_mean, out.predicted_cov), (out.mean, out.cov)))
+    return Filtered(before, after, out.log_likelihood[:, 0] + 0.5 * LOG_2PI * (m - ssm.seen))
 
 
-def _native_takes(x: Given, forced: bool) -> bool:
-    fits = x.z.device.type == "cpu" and x.z.dtype in (torch.float32, torch.float64)
-    if forced and not fits:
-        raise ValueError(f'backend is "native", which takes float32 and float64 on the CPU, not {x.z.dtype} on {x.z.device}; use backend("auto")')
-    return fits and native.available()
+def _of_step(mean: Tensor, cov: Tensor, dtype: torch.dtype) -> Gaussian:
+    """The only step of a series."""
+    return Gaussian(mean[:, 0], round_cov(cov, dtype)[:, 0].expand(mean.shape[0], -1, -1))
 
 
-def _run_native(x: Given, predicted: bool, from_belief: bool = False) -> Filtered:
+def _loop_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int) -> Filtered:
+    """The same in torch, anywhere."""
+    A, a, Q, C, R, seen = ssm
+    cov = symmetrise(predict_cov(belief.cov.double(), A.double(), Q.double()))
+    K, factor, info = gain_of(cov, C.double(), R.double())
+    if bool(info.any()):
+        raise not_positive(step, int(info.nonzero()[0]))
+    mean = affine(a, A, belief.mean)
+    innovation = affine(z, C, mean, -1.0)
+    whitened = torch.linalg.solve_triangular(factor, innovation.double().unsqueeze(-1), upper=False).squeeze(-1)
+    filtered = Gaussian(affine(mean, K.to(z.dtype), innovation), round_cov(correct_cov(cov, K, C.double(), R.double()), z.dtype))
+    return Filtered(Gaussian(mean, round_cov(cov, z.dtype)), filtered, log_density_of(innovation, whitened, factor, seen))
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the compiled CPU kernels compute on such a tensor.
+
+    Raises:
+        ValueError: they are forced and do not take it.
+    """
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if _choice.get() == "native" and not fits:
+        raise ValueError(f'backend is "native", which takes float32 and float64 on the CPU, not {x.dtype} on {x.device}; use backend("auto")')
+    return fits and _choice.get() in ("auto", "native") and native.available()
+
+
+def _run_native(x: Given, predicted: bool) -> Filtered:
     """Numbers are looked at afterwards: one that is not finite shows in the log-likelihood."""
     A, a, Q, C, c, h0, P0 = (v.double() for v in (x.A, x.a, x.Q, x.C, x.c, *x.initial))
     z = x.z
     if c.shape[0] > 1:  # an offset of each series by itself, as inputs to the read-out make it
         z, c = (z - c).to(z.dtype), c.new_zeros(1, 1, c.shape[-1])
-    out = native.filter_batch(native.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask, from_belief), predicted)
+    out = native.filter_batch(native.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask), predicted)
     if out.place[0] >= 0 or not native.all_finite(out.log_likelihood.detach()):
         check_measurements(x)
     if out.place[0] >= 0:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Arguments", "Outputs", "all_finite", "available", "filter_batch", "release_memory"]
+__all__ = ["Arguments", "Outputs", "all_finite", "available", "filter_batch", "link", "release_memory"]
 
 _EXTENSION = "ldm_filter.core._native"
 _LARGE = 1 << 20  # bytes
@@ -86,6 +86,22 @@ def filter_batch(x: Arguments, predicted: bool) -> Outputs:
     place: list[tuple[int, int]] = []
     mean, cov, density, before, before_cov = _Filter.apply(*x[:9], x, predicted, place)
     return Outputs(mean, cov, density, before, before_cov, place[0])
+
+
+def link(G: Tensor, u: Tensor, back: bool = True) -> Tensor:
+    """A recursion through the matrices G_t that link step t to t + 1; differentiable.
+
+        back:     y_t = u_t + G_t y_{t+1},         for square u  Y_t = U_t + G_t Y_{t+1} G_t'
+        forward:  y_{t+1} = u_{t+1} + G_t' y_t,                  Y_{t+1} = U_{t+1} + G_t' Y_t G_t
+
+    Args:
+        G: ``(1 | B, T - 1, n, n)``. u: ``(B, T, n)``, or symmetric ``(B, T, n, n)``. Both float64 on the CPU.
+
+    Returns:
+        y, shaped as u.
+    """
+    y: Tensor = _Link.apply(G, u, back)
+    return y
 
 
 def all_finite(*tensors: Tensor) -> bool:
@@ -151,6 +167,36 @@ class _Filter(torch.autograd.Function):
         if own_noise is not None:
             grads["R"] = own_noise
         return (*_returned(x, grads, wanted), None, None, None)
+
+
+class _Link(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, G: Tensor, u: Tensor, back: bool) -> Tensor:
+        y = _run_links(G, u, back)
+        ctx.save_for_backward(G, y)
+        ctx.back = back
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, at_y: Tensor) -> tuple[Tensor | None, ...]:
+        """The adjoint of a recursion is the other one; G_t gets g_t y_{t+1}', or 2 g_t G_t Y_{t+1}, of the two ends that it links."""
+        G, y = ctx.saved_tensors
+        square = y.dim() == 4
+        at_y = 0.5 * (at_y + at_y.mT) if square else at_y
+        at_u = _run_links(G, at_y, not ctx.back)
+        left, right = (at_u, y) if ctx.back else (y, at_u)
+        left, right = left[:, :-1], right[:, 1:]
+        at_G = 2.0 * left @ G @ right if square else left.unsqueeze(-1) * right.unsqueeze(-2)
+        return at_G.sum_to_size(G.shape), at_u, None
+
+
+def _run_links(G: Tensor, u: Tensor, back: bool) -> Tensor:
+    G, u = G.detach().contiguous(), u.detach().contiguous()
+    y = _empty(tuple(u.shape), torch.float64)
+    sizes = [u.shape[0], u.shape[1], G.shape[-1], int(back), int(u.dim() == 4)]
+    _kernels().links([*sizes, *_field(G), *_addresses(u, y)], torch.get_num_threads())
+    return y
 
 
 def _gradients(x: Arguments, shared: bool, needed: tuple[bool, ...]) -> tuple[dict[str, Tensor], Tensor | None, dict[str, bool]]:

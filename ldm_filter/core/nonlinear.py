@@ -14,29 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_filter.core.backends import StepModel, run_step
 from ldm_filter.core.inputs import Problem, check_count, check_kind, check_mask, check_tensors, mask_missing, prepare
 from ldm_filter.core.linalg import affine, cholesky, cholesky_psd, matvec, round_cov, symmetrise
 from ldm_filter.core.linearisation import Affine, Linearise, Step, Transition
-from ldm_filter.core.recursion import (
-    Covariances,
-    Means,
-    correct_cov,
-    gain_of,
-    innovation_cov,
-    log_likelihood,
-    per_step,
-    predict_cov,
-    raise_if_not_positive,
-)
+from ldm_filter.core.recursion import Filtered, innovation_cov, per_step, predict_cov
 from ldm_filter.types import FilterResult, Gaussian, StateSpace
 
 __all__ = [
     "AdaptiveNoise",
     "NonlinearStateSpace",
-    "Stepped",
     "filter_moments",
     "filter_sequence",
-    "filter_step",
     "forecast",
     "linearised",
     "memories",
@@ -84,32 +73,6 @@ class NonlinearStateSpace(NamedTuple):
     adaptive: AdaptiveNoise | None = None
 
 
-class Stepped(NamedTuple):
-    """One filter step of a batch: p(h_t | z_<t), p(h_t | z_<=t), e = z - C h^-, the Cholesky factor of S, and LAPACK's complaint about it."""
-
-    predicted: Gaussian
-    filtered: Gaussian
-    innovation: Tensor
-    factor: Tensor
-    info: Tensor
-
-
-def filter_step(A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, mean: Tensor, cov: Tensor) -> Stepped:
-    """Predict and update a batch by one step; missing channels have a zero row in C, unit noise and z = 0.
-
-        h^- = A h + a,   P^- = A P A' + Q,   K = P^- C' (C P^- C' + R)^-1,   h = h^- + K (z - C h^-),   P by the Joseph form
-
-    Args:
-        A, a, Q: ``(B, n, n)``, ``(B, n)``, ``(B, n, n)``, or without the batch. C, R: ``(m, n)``, ``(m, m)`` or with it.
-        z: ``(B, m)``, less the observation's offset. mean, cov: of the belief before, ``(B, n)``, ``(B, n, n)``. All in one dtype.
-    """
-    before = Gaussian(affine(a, A, mean), symmetrise(predict_cov(cov, A, Q)))
-    K, factor, info = gain_of(before.cov, C, R)
-    innovation = affine(z, C, before.mean, -1.0)
-    after = Gaussian(affine(before.mean, K, innovation), correct_cov(before.cov, K, C, R))
-    return Stepped(before, after, innovation, factor, info)
-
-
 def filter_sequence(model: NonlinearStateSpace, measurements: Gaussian, observed: Tensor | None = None) -> FilterResult:
     """Filter a batch of sequences; arguments, result and errors as of :func:`ldm_filter.core.kalman.filter_sequence`.
 
@@ -119,10 +82,9 @@ def filter_sequence(model: NonlinearStateSpace, measurements: Gaussian, observed
     problem, mask = _prepare(model, measurements, observed)
     steps, scale = _run(model, problem, mask)
     dtype = measurements.mean.dtype
-    predicted = Gaussian(*(torch.stack(parts, 1) for parts in zip(*(step.predicted for step in steps), strict=True)))
-    filtered = Gaussian(*(torch.stack(parts, 1) for parts in zip(*(step.filtered for step in steps), strict=True)))
+    predicted, filtered = (_stacked([step[k] for step in steps]) for k in (0, 1))
     return FilterResult(
-        _rounded(predicted, dtype), _rounded(filtered, dtype), _projected(model, measurements, predicted, scale), _density(problem, steps, dtype)
+        _rounded(predicted, dtype), _rounded(filtered, dtype), _projected(model, measurements, predicted, scale), _density(steps, dtype)
     )
 
 
@@ -130,9 +92,9 @@ def filter_moments(model: NonlinearStateSpace, measurements: Gaussian, observed:
     """The filtered states and the log-likelihood alone; as :func:`ldm_filter.core.kalman.filter_moments`."""
     problem, mask = _prepare(model, measurements, observed)
     steps, _ = _run(model, problem, mask)
-    filtered = Gaussian(*(torch.stack(parts, 1) for parts in zip(*(step.filtered for step in steps), strict=True)))
+    filtered = _stacked([step.filtered for step in steps])
     dtype = measurements.mean.dtype
-    return _rounded(filtered, dtype), _density(problem, steps, dtype)
+    return _rounded(filtered, dtype), _density(steps, dtype)
 
 
 def predict(model: NonlinearStateSpace, belief: Gaussian, step: int = 0) -> Gaussian:
@@ -236,7 +198,7 @@ def _prepare(model: NonlinearStateSpace, measurements: Gaussian, observed: Tenso
     return prepare(stand_in, measurements, observed), check_mask(observed, measurements.mean)
 
 
-def _run(model: NonlinearStateSpace, x: Problem, mask: Tensor | None) -> tuple[list[Stepped], list[Tensor]]:
+def _run(model: NonlinearStateSpace, x: Problem, mask: Tensor | None) -> tuple[list[Filtered], list[Tensor]]:
     """All steps, in float64, and the factors on the measurement's standard deviations (none where they are all 1)."""
     batch, steps, m = x.z.shape
     Cs, Rs, zs = (per_step(field.double(), steps) for field in (x.C, x.R, x.z))
@@ -244,7 +206,8 @@ def _run(model: NonlinearStateSpace, x: Problem, mask: Tensor | None) -> tuple[l
     eye = torch.eye(x.A.shape[-1], dtype=torch.float64, device=x.A.device)
     mean, cov = x.initial.mean.double(), symmetrise(x.initial.cov.double()).expand(batch, -1, -1)
     memory = None if model.adaptive is None else _start(model.adaptive, batch)
-    done: list[Stepped] = []
+    done: list[Filtered] = []
+    count = torch.as_tensor(x.seen, dtype=torch.float64, device=mean.device).expand(batch, steps)
     scales: list[Tensor] = []
     for t in range(steps):
         A, a, Q = (eye, mean.new_zeros(mean.shape), torch.zeros_like(eye)) if t == 0 else _affine(model, Gaussian(mean, cov), t, memory)
@@ -254,16 +217,20 @@ def _run(model: NonlinearStateSpace, x: Problem, mask: Tensor | None) -> tuple[l
             scales.append(scale)
             scale = scale if seen is None else torch.where(seen[t], scale, 1.0)
             R = scale.unsqueeze(-1) * R * scale.unsqueeze(-2)
-        step = filter_step(A, a, Q, Cs[t], R, zs[t], mean, cov)
+        step = run_step(StepModel(A, a, Q, Cs[t], R, count[:, t]), zs[t].expand(batch, m), Gaussian(mean, cov), t)
         done.append(step)
-        mean, cov = step.filtered
         if model.adaptive is not None and memory is not None:
-            white = torch.linalg.solve_triangular(step.factor, step.innovation.unsqueeze(-1), upper=False)
-            count = mean.new_full((batch,), m) if seen is None else seen[t].sum(-1).to(mean)
-            surprise = torch.where(count > 0, white.square().sum((-2, -1)) / count.clamp_min(1.0), 1.0)
-            memory = model.adaptive.remember(memory, surprise)
-    raise_if_not_positive(torch.stack([step.info.expand(batch) for step in done], -1))
+            memory = model.adaptive.remember(memory, _surprise(step.predicted, Cs[t], R, zs[t], count[:, t]))
+        mean, cov = step.filtered
     return done, scales
+
+
+def _surprise(predicted: Gaussian | None, C: Tensor, R: Tensor, z: Tensor, seen: Tensor) -> Tensor:
+    """e' S^-1 e over the number of observed channels, ``(B,)``; 1 where there is none."""
+    assert predicted is not None  # a step always gives it
+    factor = cholesky(innovation_cov(predicted.cov, C, R), "innovation covariance")
+    white = torch.linalg.solve_triangular(factor, affine(z, C, predicted.mean, -1.0).unsqueeze(-1), upper=False)
+    return torch.where(seen > 0, white.square().sum((-2, -1)) / seen.clamp_min(1.0), 1.0)
 
 
 def _affine(model: NonlinearStateSpace, belief: Gaussian, step: Step, memory: Tensor | None) -> Affine:
@@ -277,6 +244,11 @@ def _affine(model: NonlinearStateSpace, belief: Gaussian, step: Step, memory: Te
 
 def _start(adaptive: AdaptiveNoise, batch: int) -> Tensor:
     return adaptive.memory.double().expand(batch, -1)
+
+
+def _stacked(beliefs: list[Any]) -> Gaussian:
+    """Over time."""
+    return Gaussian(*(torch.stack(parts, 1) for parts in zip(*beliefs, strict=True)))
 
 
 def _rounded(gaussian: Gaussian, dtype: torch.dtype) -> Gaussian:
@@ -293,8 +265,5 @@ def _projected(model: NonlinearStateSpace, measurements: Gaussian, predicted: Ga
     return _rounded(Gaussian(matvec(C, predicted.mean) + model.observation_offset.double(), cov), measurements.mean.dtype)
 
 
-def _density(x: Problem, steps: list[Stepped], dtype: torch.dtype) -> Tensor:
-    innovation = torch.stack([step.innovation for step in steps], 1)
-    factor = torch.stack([step.factor for step in steps], 1)
-    nothing: Any = innovation  # the density needs innovations and factors alone
-    return log_likelihood(x, Means(nothing, nothing, innovation), Covariances(nothing, nothing, nothing, factor)).to(dtype)
+def _density(steps: list[Filtered], dtype: torch.dtype) -> Tensor:
+    return torch.stack([step.log_likelihood for step in steps], 1).to(dtype)

@@ -18,6 +18,7 @@ from ldm_filter.core.linalg import NotPositiveDefiniteError, affine, multiply_ad
 from ldm_filter.types import Gaussian
 
 __all__ = [
+    "LOG_2PI",
     "Covariances",
     "Filtered",
     "Means",
@@ -36,7 +37,7 @@ __all__ = [
     "run_loops",
 ]
 
-_LOG_2PI = math.log(2.0 * math.pi)
+LOG_2PI = math.log(2.0 * math.pi)
 
 
 def predict_cov(P: Tensor, A: Tensor, Q: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def correct_cov(P: Tensor, K: Tensor, C: Tensor, R: Tensor) -> Tensor:
 def log_density_of(innovation: Tensor, whitened: Tensor, factor: Tensor, seen: Tensor | int) -> Tensor:
     """log N(e; 0, S) from e, L^-1 e and L; missing channels have e = 0 and L = 1 and are not among the ``seen``."""
     log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return (-0.5 * (whitened.square().sum(-1) + log_det + seen * _LOG_2PI)).to(innovation.dtype)
+    return (-0.5 * (whitened.square().sum(-1) + log_det + seen * LOG_2PI)).to(innovation.dtype)
 
 
 class Covariances(NamedTuple):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_filter.core import native
+from ldm_filter.core.backends import compiled
 from ldm_filter.core.inputs import check_count, check_kind, check_transition
 from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov, solve_psd, symmetrise
 from ldm_filter.core.nonlinear import NonlinearStateSpace, linearised
@@ -39,15 +41,22 @@ def smooth_sequence(ssm: StateSpace | NonlinearStateSpace, result: FilterResult)
     """
     back = _backward(ssm, result)
     last = result.filtered.cov[:, -1].double().expand(back.cov.shape[0], -1, -1)
-    steps, dtype = result.filtered.mean.shape[1], result.filtered.mean.dtype
-    P, covs = last[0] if last.shape[0] == 1 else last, []
-    covs.append(P)
-    for G, M in zip(reversed(per_step(back.gain, steps - 1)), reversed(per_step(back.cov, steps - 1)), strict=True):
-        P = M + G @ P @ G.mT
-        covs.append(P)
-    gain = back.gain.to(dtype)
-    mean = _run_back(gain, result, result.filtered.mean[:, -1], None)
-    return SmootherResult(Gaussian(mean, round_cov(symmetrise(join(covs[::-1], 2)), dtype)), gain)
+    dtype = result.filtered.mean.dtype
+    cov = _link_covs(back.gain, torch.cat([back.cov, last.unsqueeze(1)], 1), compiled(result.filtered.mean))
+    mean = _run_back(back.gain, result, result.filtered.mean[:, -1], None)
+    return SmootherResult(Gaussian(mean, round_cov(symmetrise(cov), dtype)), back.gain.to(dtype))
+
+
+def _link_covs(gain: Tensor, cov: Tensor, fast: bool) -> Tensor:
+    """``P_t = M_t + G_t P_{t+1} G_t'`` back from the last of ``cov``, ``(1 | B, T, n, n)``."""
+    if fast:
+        return native.link(gain, cov)
+    steps = cov.shape[1]
+    Ms, Gs = per_step(cov, steps), per_step(gain, steps - 1)
+    covs = [Ms[-1]]
+    for t in range(steps - 2, -1, -1):
+        covs.append(Ms[t] + Gs[t] @ covs[-1] @ Gs[t].mT)
+    return join(covs[::-1], 2)
 
 
 def sample_posterior(ssm: StateSpace | NonlinearStateSpace, result: FilterResult, generator: torch.Generator, num_paths: int = 1) -> Tensor:
@@ -73,7 +82,7 @@ def sample_posterior(ssm: StateSpace | NonlinearStateSpace, result: FilterResult
     noise = torch.randn(num_paths, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     last = matvec(cholesky_psd(result.filtered.cov[:, -1], "result.filtered.cov").to(mean.dtype), noise[:, :, -1])
     kicks = matvec(cholesky_psd(back.cov, "backward covariance").to(mean.dtype), noise[:, :, :-1])
-    return _run_back(back.gain.to(mean.dtype), result, mean[:, -1] + last, kicks)
+    return _run_back(back.gain, result, mean[:, -1] + last, kicks)
 
 
 class _Backward(NamedTuple):
@@ -101,10 +110,22 @@ def _backward(ssm: StateSpace | NonlinearStateSpace, result: FilterResult) -> _B
 
 def _run_back(gain: Tensor, result: FilterResult, last: Tensor, kicks: Tensor | None) -> Tensor:
     """``h_t = f_t + G_t (h_{t+1} - p_{t+1}) + kick_t`` from the last step to the first; ``last (..., B, n)``, result ``(..., B, T, n)``."""
-    steps = result.filtered.mean.shape[1]
+    if compiled(result.filtered.mean):
+        return _link_means(gain, result, last, kicks).to(last.dtype)
+    gain, steps = gain.to(last.dtype), result.filtered.mean.shape[1]
     filtered, predicted, gains = result.filtered.mean.unbind(1), result.predicted.mean.unbind(1), per_step(gain, steps - 1)
     path = [last]
     for t in range(steps - 2, -1, -1):
         h = filtered[t] + matvec(gains[t], path[-1] - predicted[t + 1])
         path.append(h if kicks is None else h + kicks[..., t, :])
     return torch.stack(path[::-1], dim=-2)
+
+
+def _link_means(gain: Tensor, result: FilterResult, last: Tensor, kicks: Tensor | None) -> Tensor:
+    """The same as a recursion ``h_t = (f_t - G_t p_{t+1} + kick_t) + G_t h_{t+1}``, in float64."""
+    start = result.filtered.mean[:, :-1].double() - matvec(gain, result.predicted.mean[:, 1:].double())
+    start = start.expand(*last.shape[:-1], *start.shape[-2:]) if kicks is None else start + kicks.double()
+    pieces = torch.cat([start, last.double().unsqueeze(-2)], -2)
+    if pieces.dim() > 3 and gain.shape[0] > 1:  # paths of every series
+        gain = gain.expand(pieces.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    return native.link(gain, pieces.flatten(0, -3)).reshape(pieces.shape)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from ldm_filter.core import native
+from ldm_filter.core.backends import backend
 from ldm_filter.core.kalman import filter_sequence, sample_paths
 from ldm_filter.core.smoothing import sample_posterior, smooth_sequence
 from ldm_filter.types import Gaussian, StateSpace
@@ -130,3 +132,26 @@ def test_a_generator_gives_the_same_paths_again() -> None:
     assert torch.equal(sample_posterior(ssm, result, rng(1), 3), sample_posterior(ssm, result, rng(1), 3))
     assert torch.equal(sample_paths(ssm, T, rng(1), 3), sample_paths(ssm, T, rng(1), 3))
     assert not torch.equal(sample_paths(ssm, T, rng(1), 3), sample_paths(ssm, T, rng(2), 3))
+
+
+@pytest.mark.skipif(not native._load(), reason="the compiled kernels are not installed")
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("size", [(1, 1, 2, 1), (1, 9, 3, 2), (11, 7, 4, 2), (9, 5, 6, 3)])
+def test_compiled_recursions_are_the_loops(size: tuple[int, int, int, int], varying: bool) -> None:
+    batch, steps, n, m = size
+    ssm = varying_ssm(*size) if varying else constant_ssm(n, m)
+    measurements = random_measurements(batch, steps, m, varying=varying)
+    results = []
+    for name in ("native", "torch"):
+        A, Q, z = leaves = [x.detach().clone().requires_grad_() for x in (ssm.transition_matrix, ssm.transition_cov, measurements.mean)]
+        with backend(name):
+            model = ssm._replace(transition_matrix=A, transition_cov=Q)
+            result = filter_sequence(model, measurements._replace(mean=z), observed_of(batch, steps, m))
+            smoothed = smooth_sequence(model, result)
+            paths = sample_posterior(model, result, torch.Generator().manual_seed(3), 2)
+        outputs = [*smoothed.smoothed, smoothed.gain, paths]
+        total = sum((y * torch.randn(y.shape, generator=torch.Generator().manual_seed(k), dtype=y.dtype)).sum() for k, y in enumerate(outputs))
+        grads = torch.autograd.grad(total, leaves, allow_unused=True)
+        results.append(outputs + [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)])
+    for ours, plain in zip(*results, strict=True):
+        assert ours.numel() == 0 or (ours - plain).abs().max() <= 1e-9 * max(1.0, plain.abs().max())
