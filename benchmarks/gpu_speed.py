@@ -1,0 +1,142 @@
+"""How fast the filter is on a GPU: bytes moved over time against the copy bandwidth, and against the batched torch loop.
+
+    python -m benchmarks.gpu_speed                     # B 16384, T 200, n 8, m 4 in float32, both regimes
+    python -m benchmarks.gpu_speed --json gpu.json     # the same, written down
+
+The bytes are those of what a filter must read and write once: measurements, their covariances where each step has its own, and
+what it returns; backwards also what was saved and the gradients. The loop is the torch backend: cuSOLVER's Cholesky at every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ldm_filter
+from benchmarks.speed_problems import REGIMES, Problem, Size, problem
+from ldm_filter.core.kalman import filter_moments
+from ldm_filter.types import Gaussian, StateSpace
+
+__all__ = ["main", "measure", "necessary_bytes"]
+
+TOLERANCE = 1e-4  # of the largest entry, for float32 against float64
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description="Speed of the filter on a GPU.")
+    for name, value in zip(Size._fields, (16384, 200, 8, 4), strict=True):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs; the median counts")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu with TRITON_INTERPRET=1 to see whether all of it runs")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device here: the benchmark needs one, or --device cpu with TRITON_INTERPRET=1 to see whether it runs")
+    size = Size(args.batch, args.steps, args.n, args.m)
+    rows = [row for regime in REGIMES for row in measure(problem(size, regime), regime, torch.device(args.device), args.repeats)]
+    for row in rows:
+        share = f"{row['share_of_copy']:6.1%} of copying" if row["backend"] == "triton" else ""
+        print(
+            f"{row['regime']:>12} {row['pass']:>8} {row['backend']:>6} {row['seconds'] * 1e3:9.3f} ms {row['steps_per_second']:.3g} steps/s {share}"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def measure(given: Problem, regime: str, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """One row for each backend, forward and forward + backward; the results are checked before anything is timed."""
+    check(given.cut(min(given.size.batch, 64), min(given.size.steps, 50)), device)
+    ssm, measurements, leaves = on(given, device, torch.float32)
+    bandwidth = copy_bandwidth(device)
+    rows = []
+    for name in ("triton", "torch"):
+        with ldm_filter.backend(name):
+
+            def forward() -> Tensor:
+                return filter_moments(ssm, measurements)[1]
+
+            def both() -> None:
+                torch.autograd.grad(forward().sum(), leaves)
+
+            for kind, run in (("forward", without_gradients(forward)), ("backward", both)):
+                seconds = clock(run, device, repeats if name == "triton" else min(repeats, 3))
+                moved = necessary_bytes(given.size, regime, backward=kind == "backward")
+                row = {"regime": regime, "pass": kind, "backend": name, **given.size._asdict(), "seconds": seconds, "copy_bandwidth": bandwidth}
+                row |= {"share_of_copy": moved / seconds / bandwidth, "steps_per_second": given.size.batch * given.size.steps / seconds}
+                rows.append(row | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"})
+    return rows
+
+
+def necessary_bytes(size: Size, regime: str, backward: bool, width: int = 4) -> int:
+    """Bytes read and written once in float32. Backwards comes on top of forwards, and reads what that returned again."""
+    own = regime == "per-sequence"
+    state, data = size.n + (size.n**2 if own else 0), size.m + (size.m**2 if own else 0)
+    numbers = data + state + 1 + ((2 * data + state + 1) if backward else 0)
+    return width * size.batch * size.steps * numbers
+
+
+def on(given: Problem, device: torch.device, dtype: torch.dtype) -> tuple[StateSpace, Gaussian, list[Tensor]]:
+    """The problem there, in that dtype, with what gradients are taken of."""
+    A, a, Q, C, c, h, P, z, R = (x.to(device, dtype).requires_grad_() for x in (*given.state_space()[:5], given.h0, given.P0, given.z, given.R))
+    return StateSpace(A, a, Q, C, c, Gaussian(h, P)), Gaussian(z, R), [A, Q, C, z, R]
+
+
+def check(given: Problem, device: torch.device) -> None:
+    """The kernels' float32 against the loop's float64.
+
+    Raises:
+        AssertionError: where they differ by more than the tolerance.
+    """
+    results = []
+    for name, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        with ldm_filter.backend(name), torch.no_grad():
+            filtered, density = filter_moments(*on(given, device, dtype)[:2])
+            results.append([*filtered, density])
+    for ours, exact in zip(*results, strict=True):
+        assert (ours - exact).abs().max() <= TOLERANCE * exact.abs().max(), "the kernels do not agree with the loop"
+
+
+def without_gradients(run: Callable[[], Any]) -> Callable[[], None]:
+    def silent() -> None:
+        with torch.no_grad():
+            run()
+
+    return silent
+
+
+def clock(run: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """Median seconds, after one run that compiles and warms up."""
+    run()
+    taken = []
+    for _ in range(repeats):
+        wait(device)
+        start = time.perf_counter()
+        run()
+        wait(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of copying a tensor too large for any cache."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**22, dtype=torch.float32, device=device).fill_(1.0)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / clock(lambda: (target.copy_(source), None)[1], device, 9)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The GPU benchmark runs by Triton's interpreter, checks before it times, and counts bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_speed
+from benchmarks.speed_problems import Size
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_bytes_counted_by_hand() -> None:
+    """n 2, m 1: a step reads z (1) and R (1), writes mean (2), covariance (4) and density (1); backwards the same is read, and dz, dR written."""
+    size = Size(3, 5, 2, 1)
+    assert gpu_speed.necessary_bytes(size, "per-sequence", backward=False) == 4 * 15 * 9
+    assert gpu_speed.necessary_bytes(size, "per-sequence", backward=True) == 4 * 15 * (9 + 2 + 6 + 1 + 2)
+    assert gpu_speed.necessary_bytes(size, "constant", backward=False) == 4 * 15 * 4
+
+
+def test_it_runs(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'ldm-filter[gpu]'", exc_type=ImportError)
+    command = [sys.executable, "-m", "benchmarks.gpu_speed", "--device", "cpu", "--batch", "3", "--steps", "2", "--n", "2", "--m", "1"]
+    command += ["--repeats", "1", "--json", str(tmp_path / "gpu.json")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, capture_output=True, timeout=300)
+    rows = json.loads((tmp_path / "gpu.json").read_text())
+    kinds = {(row["regime"], row["pass"], row["backend"]) for row in rows}
+    assert len(rows) == len(kinds) == 8
+    assert all(row["seconds"] > 0.0 and row["share_of_copy"] > 0.0 for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_speed.main([])
+    assert "no CUDA device here" in capsys.readouterr().err
