@@ -13,6 +13,8 @@ from ldm_filter.types import Gaussian
 __all__ = ["Readout", "Regression", "fit_readout", "split_off"]
 
 FULL_COV_MOST = 32
+# tau: below this share of the variance that is unknown of a direction of the state, its mean takes no part in a linear read-out.
+UNKNOWN = 0.05
 Regression = tuple[Gaussian, Tensor, Tensor]  # beliefs, targets, and which of them are observed
 
 
@@ -196,17 +198,28 @@ def _apart(belief: Gaussian, targets: Tensor, observed: Tensor) -> tuple[Regress
 
 def _linear(belief: Gaussian, targets: Tensor, observed: Tensor) -> Readout:
     readout = Readout(belief.mean.shape[-1], targets.shape[-1], "linear").to(belief.mean)
-    _fit_linear(readout, belief.mean, targets, observed)
+    _fit_linear(readout, belief, targets, observed)
     return readout
 
 
 @torch.no_grad()
-def _fit_linear(readout: Readout, states: Tensor, targets: Tensor, observed: Tensor) -> None:
+def _fit_linear(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
+    """Least squares on the means h, with a ridge against directions of the state of which hardly anything is known.
+
+        W = Cov(x, h) (C + tau^2 P C^-1 P + 1e-6 diag C)^-1,     C = Cov(h),  P the mean covariance of the beliefs
+
+    That is a factor mu^2 / (mu^2 + tau^2) on the weight of a direction whose means vary by mu times the variance that is unknown: next to 1 where
+    the means say something. Where they do not, plain least squares takes any weight, with which P would drown every interval.
+    """
+    states = belief.mean
     x, y, w = states.flatten(0, -2).double(), targets.flatten(0, -2).double(), observed.flatten(0, -2)
     readout.state_mean.copy_(x.mean(0))
     readout.state_std.copy_(x.std(0).clamp_min(1e-8))
     x = torch.cat([(x - readout.state_mean) / readout.state_std, torch.ones_like(x[:, :1])], dim=-1)
     ridge = 1e-6 * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    spread = belief.cov.double().flatten(0, -3).mean(0) / readout.state_std.double() / readout.state_std.double()[:, None]
+    shifted = x[:, :-1].mT @ x[:, :-1] / len(x) + ridge[:-1, :-1]
+    ridge[:-1, :-1] += UNKNOWN**2 * spread @ torch.linalg.solve(shifted, spread)
     if bool(w.all()):
         solution = torch.linalg.solve(x.mT @ x / len(x) + ridge, x.mT @ y / len(x)).mT
     else:  # every target has rows of its own
