@@ -24,6 +24,7 @@ def problem(targets: int = 2, steps: int = 400, own: float = 0.2) -> tuple[Gauss
 
 def test_the_linear_read_out_is_least_squares_with_the_decoded_covariance() -> None:
     belief, values, _ = problem()
+    belief = belief._replace(cov=0.01 * belief.cov)  # known well: the ridge, of relative size (0.05 P / Cov(h))^2, is below 1e-6
     readout = fit_readout(belief, values, torch.ones_like(values, dtype=torch.bool), kind="linear")
     fit = metrics.affine_fit(belief.mean, values)
     np.testing.assert_allclose(readout.weight.numpy(), fit.matrix, atol=1e-5)
@@ -31,6 +32,22 @@ def test_the_linear_read_out_is_least_squares_with_the_decoded_covariance() -> N
     np.testing.assert_allclose(mean.numpy(), fit.apply(belief.mean), atol=1e-4)
     np.testing.assert_allclose(cov.numpy(), metrics.decoded_covariance(fit.matrix, belief.cov, fit.residual_cov), rtol=2e-3, atol=1e-4)
     assert metrics.coverage(mean, cov, values) == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_direction_of_which_nothing_is_known_takes_no_part() -> None:
+    """Its mean wanders by a thousandth of what is unknown of it; plain least squares would give it any weight, and then doubt everything."""
+    belief, values, weight = problem()
+    generator = torch.Generator().manual_seed(1)
+    idle = 1e-3 * torch.randn(*belief.mean.shape[:-1], 1, generator=generator, dtype=torch.float64)
+    cov = torch.nn.functional.pad(belief.cov, (0, 1, 0, 1))
+    cov[..., 3, 3] = 1.0
+    wider = Gaussian(torch.cat([belief.mean, idle], -1), cov)
+    readout = fit_readout(wider, values, torch.ones_like(values, dtype=torch.bool), kind="linear")
+    assert float(readout.weight[:, 3].abs().max()) < 1e-2
+    np.testing.assert_allclose(readout.weight[:, :3], weight, atol=0.06)
+    assert float(readout.trust) > 0.9
+    mean, found = readout(wider)
+    assert metrics.coverage(mean, found, values) == pytest.approx(0.95, abs=0.015)
 
 
 def test_a_turned_covariance_is_that_of_the_regression() -> None:
