@@ -31,7 +31,7 @@ def test_the_linear_read_out_is_least_squares_with_the_decoded_covariance() -> N
     mean, cov = readout(belief)
     np.testing.assert_allclose(mean.numpy(), fit.apply(belief.mean), atol=1e-4)
     np.testing.assert_allclose(cov.numpy(), metrics.decoded_covariance(fit.matrix, belief.cov, fit.residual_cov), rtol=2e-3, atol=1e-4)
-    assert metrics.coverage(mean, cov, values) == pytest.approx(0.95, abs=0.015)
+    assert metrics.coverage(mean, cov, values) == pytest.approx(0.95, abs=0.025)  # the spread per step is no longer theirs
 
 
 def test_a_direction_of_which_nothing_is_known_takes_no_part() -> None:
