@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldm_filter.checkpoint import CheckpointError
     from ldm_filter.core.backends import backend
+    from ldm_filter.core.gating import Gate
     from ldm_filter.core.kalman import filter_sequence, forecast
     from ldm_filter.core.smoothing import smooth_sequence
     from ldm_filter.estimator import LDMFilter
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "CollapseError",
     "FilterResult",
+    "Gate",
     "Gaussian",
     "LDMFilter",
     "SmootherResult",
@@ -36,6 +38,7 @@ __version__ = version("ldm-filter")
 _HOMES = {
     "CheckpointError": "checkpoint",
     "CollapseError": "training",
+    "Gate": "core.gating",
     "LDMFilter": "estimator",
     "backend": "core.backends",
     "filter_sequence": "core.kalman",
@@ -48,6 +51,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name == "LDMFilter":
+        import_module(f"{__name__}.accessors")  # data.ldm and result.ldm
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -20,7 +20,7 @@ def make_model(noise: str = "constant", dtype: torch.dtype = torch.float64, even
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
-        for name, spread in (("center", 0.5), ("scale", 0.1), ("shift", 0.5), ("gain", 0.1)):
+        for name, spread in (("center", 0.5), ("scale", 0.1), ("shift", 0.5), ("gain", 0.1), ("noise_scale", 0.5)):
             buffer = getattr(model.encoder, name)
             buffer.add_(spread * torch.rand(buffer.shape, generator=generator, dtype=dtype))
         factor = torch.randn(model.encoder.missing_cov.shape, generator=generator, dtype=dtype)

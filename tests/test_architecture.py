@@ -17,8 +17,10 @@ BELOW["online"] |= {"data"}  # the one-step boundary may use the data room
 BELOW["estimator"] = {"types", "core", "objectives", "models", "training", "checkpoint", "online", "data", "metrics"}
 for room in ("baselines", "plots", "report"):
     BELOW[room] = BELOW["estimator"] | {"estimator"}
+BELOW["accessors"] = BELOW["estimator"] | {"estimator", "plots"}
+BELOW["report"] |= {"baselines", "plots"}
 BELOW["cli"] = BELOW["estimator"] | {"estimator", "baselines", "plots", "report", ""}
-LABELLED = {"data", "estimator", "baselines", "report", "plots"}
+LABELLED = {"data", "estimator", "baselines", "report", "plots", "accessors"}
 DOORS = ("LDMFilter", "types", "core.kalman", "core.smoothing", "metrics", "baselines", "plots", "Gaussian", "StateSpace", "__version__")
 
 

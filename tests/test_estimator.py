@@ -51,6 +51,7 @@ def test_public_names_are_the_listed_ones() -> None:
             "CheckpointError",
             "CollapseError",
             "FilterResult",
+            "Gate",
             "Gaussian",
             "LDMFilter",
             "SmootherResult",

@@ -56,9 +56,9 @@ def test_float32_model_keeps_its_dtype_and_stays_near_the_batch():
     model, values = make_model(dtype=torch.float32), make_series(200)
     result = run_online(OnlineFilter(model), values[0])
     want = run_batch(model, values)
-    for name, field in result._asdict().items():
-        assert field.dtype == torch.float32
-        torch.testing.assert_close(field, want[name][0], rtol=1e-3, atol=1e-4, equal_nan=True)
+    assert all(field.dtype == torch.float32 for field in result)
+    for name, field in want.items():
+        torch.testing.assert_close(getattr(result, name), field[0], rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def test_none_is_a_row_without_values_and_tensors_are_taken():
@@ -225,15 +225,17 @@ def test_constructor_refuses():
 
 def test_foreign_states_are_refused():
     online = OnlineFilter(make_model())
+    online.step(np.zeros(6))
     state = online.save_state()
     before = online.state
     for error, bad, words in [
         (TypeError, None, "NoneType"),
         (TypeError, {"mean": state["mean"]}, "save_state"),
-        (ValueError, state | {"format": "ldm-filter-online-2"}, "online-2"),
-        (ValueError, state | {"mean": np.zeros(7)}, r"mean of shape \(7,\), expected \(8,\)"),
-        (ValueError, state | {"cov": np.full((8, 8), np.nan)}, "not finite"),
-        (ValueError, OnlineFilter(make_model(), streams=2).save_state(), r"\(2, 8\)"),
+        (ValueError, state | {"format": "ldm-filter-online-9"}, "online-9"),
+        (ValueError, state | {"mean": np.zeros((1, 7))}, r"mean of shape \(1, 7\), expected \(1, 8\)"),
+        (ValueError, state | {"cov": np.full((1, 8, 8), np.nan)}, "not finite"),
+        (ValueError, OnlineFilter(make_model(), streams=2).save_state(), r"\(0, 8\)"),
+        (ValueError, state | {"values": np.zeros((1, 5))}, r"values of shape \(1, 5\)"),
     ]:
         with pytest.raises(error, match=words):
             online.load_state(bad)

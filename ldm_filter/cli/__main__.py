@@ -1,0 +1,5 @@
+"""``python -m ldm_filter.cli``."""
+
+from ldm_filter.cli.program import main
+
+main()

@@ -1,0 +1,108 @@
+"""How the state moves between the observations of a stream, and how it is seen: the dynamics' matrices as arrays."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_filter.core.step import Belief, Transition, compose
+from ldm_filter.models.base import Dynamics, Fields
+from ldm_filter.types import Context
+
+__all__ = ["Motion"]
+
+
+class Motion:
+    """The linear-Gaussian model of a stream, given the distances in time and the inputs.
+
+    Args:
+        dynamics: of the filter; not changed.
+        step_seconds: the sampling interval, None where it is not known.
+
+    Raises:
+        ValueError: dynamics that are no linear-Gaussian state-space model given times and inputs.
+    """
+
+    @torch.no_grad()
+    def __init__(self, dynamics: Dynamics, step_seconds: float | None) -> None:
+        try:
+            ssm = dynamics.state_space()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"the dynamics are {type(dynamics).__name__}, which no online filter takes yet; use linear or continuous ones"
+            ) from error
+        self._dynamics, self._device = dynamics, ssm.transition_matrix.device
+        self.input_dim, self.any_time = dynamics.input_dim, dynamics.uses_time == "any"
+        self.interval = float(getattr(dynamics, "interval", 1.0))
+        self.step_seconds = step_seconds if step_seconds is not None else self.interval if self.any_time else None
+        A, a, Q, C, c = (_array(field) for field in ssm[:5])
+        self._way, self._seen = Transition(A, a, Q), (C, c)
+        self.initial = Belief(*(_array(field) for field in dynamics.initial()))
+        self._over = lru_cache(maxsize=64)(self._at)
+
+    def transition(self, distance: float, inputs: np.ndarray | None) -> Transition:
+        """Over a distance in sampling intervals (a whole number, or with dynamics in continuous time any), with the inputs held."""
+        if inputs is None and distance == 1:
+            return self._way
+        if inputs is None and not self.any_time:
+            return self._power(int(distance))
+        fields = self._over(distance) if inputs is None else self._at(distance, inputs)
+        return Transition(fields.transition_matrix, fields.transition_offset, fields.transition_cov)
+
+    def observation(self, inputs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """C and c."""
+        if inputs is None:
+            return self._seen
+        fields = self._at(1, inputs)
+        return fields.observation_matrix, fields.observation_offset
+
+    def read_inputs(self, inputs: Any, streams: int | None) -> np.ndarray | None:
+        """Inputs ``(u,)``, or one row for each stream, checked.
+
+        Raises:
+            ValueError: inputs for a model without, none for a model with, another shape, or numbers that are not finite.
+        """
+        if not self.input_dim:
+            if inputs is not None:
+                raise ValueError("inputs were given, but this model has none; leave inputs out")
+            return None
+        if inputs is None:
+            raise ValueError(f"inputs is None, but the model was fitted with {self.input_dim} inputs; pass them at every step")
+        known = np.array(inputs.detach().cpu() if isinstance(inputs, Tensor) else inputs, dtype=np.float64)
+        shapes = [(self.input_dim,)] + ([] if streams is None else [(streams, self.input_dim)])
+        if known.shape not in shapes:
+            raise ValueError(f"inputs have shape {known.shape}, expected {' or '.join(map(str, shapes))}; check their number and order")
+        if not np.isfinite(known).all():
+            raise ValueError(f"inputs hold {known.tolist()}, expected finite numbers: what is not known is a channel of y, not an input")
+        return known
+
+    def _power(self, steps: int) -> Transition:
+        """Any number of steps as one, in about log2(steps) products, so that a stream that slept for a week wakes at once."""
+        way, power = None, self._way
+        while steps:
+            if steps & 1:
+                way = power if way is None else compose(power, way)
+            steps >>= 1
+            power = compose(power, power) if steps else power
+        assert way is not None  # steps is at least 1
+        return way
+
+    @torch.no_grad()
+    def _at(self, distance: float, inputs: np.ndarray | None = None) -> Any:
+        """The fields of one step, float64."""
+        dt = None
+        if distance != 1:
+            dt = torch.tensor([[distance * self.interval]], dtype=torch.float64, device=self._device)
+        known = None if inputs is None else torch.from_numpy(np.atleast_2d(inputs)).to(self._device)[:, None]
+        fields = self._dynamics.at_step(Context(dt, known), torch.float64)
+        events = (2, 1, 2, 2, 1)
+        arrays = (_array(part) for part in fields)
+        return Fields(*(part[0] if part.ndim > event and len(part) == 1 else part for part, event in zip(arrays, events, strict=True)))  # type: ignore[arg-type]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy().copy()
