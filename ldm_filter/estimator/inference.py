@@ -13,7 +13,7 @@ from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.types import Context, FilterResult, Gaussian, Labels, Sequences
 
-__all__ = ["Run", "last_belief", "observation_moments", "result_fields", "run_filter"]
+__all__ = ["Run", "last_belief", "observation_moments", "predictive_density", "result_fields", "run_filter"]
 
 CHUNK_STEPS = 1 << 16
 Field = tuple[tuple[str, ...], Tensor]
@@ -100,6 +100,15 @@ def observation_moments(model: LatentFilter, readout: Readout, belief: Gaussian,
     std = var.clamp_min(0.0).sqrt().expand_as(mean)
     scale = model.encoder.scale
     return mean.unflatten(-1, event) * scale + model.encoder.center, std.unflatten(-1, event) * scale
+
+
+@torch.no_grad()
+def predictive_density(run: Run, model: LatentFilter, readout: Readout) -> Tensor:
+    """log N(x_tc; E[x_tc | x_<t], Var[x_tc | x_<t]) of every entry, ``(B, T, *event)`` in float64; NaN where it is not observed."""
+    mean, std = observation_moments(model, readout, run.result.predicted, run.sequences.context)
+    observed, values = run.sequences.observed.to(mean.device), run.sequences.values.to(mean.device)
+    density = torch.distributions.Normal(mean.double(), std.double(), validate_args=False).log_prob(values.double())
+    return density.masked_fill(~observed, torch.nan)
 
 
 def last_belief(run: Run) -> Gaussian:

@@ -18,6 +18,7 @@ from ldm_filter.estimator import fitting, settings
 from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.known import known_labels, known_model, known_readout, matrices_of
 from ldm_filter.estimator.queries import Queries
+from ldm_filter.estimator.selection import Size, compare_sizes, smallest_good
 from ldm_filter.models.readout import fit_readout, split_off
 from ldm_filter.training import History, TrainingOptions
 from ldm_filter.types import Context, Gaussian, Sequences
@@ -32,7 +33,8 @@ class LDMFilter(Queries):
         maximise  < log P(z_t | z_<t) > + H[z_t]        (alignment + uniformity; arXiv 2605.03517, eq. 13)
 
     Args:
-        state_dim: n, the size of the latent state. A motion that holds k frequencies needs 2 k.
+        state_dim: n, the size of the latent state. A motion that holds k frequencies needs 2 k. ``"auto"``: ``fit`` tries growing sizes for a
+            few epochs each and puts in the smallest within one standard error of the best, by the likelihood of held-out data.
         latent_dim: m, the size of the encoder's output; default the state's, at most the number of entries of one observation.
         encoder: ``"auto"``, ``"mlp"``, ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
@@ -58,7 +60,7 @@ class LDMFilter(Queries):
 
     Attributes:
         model_: the fitted :class:`~ldm_filter.models.latent_filter.LatentFilter`. readout_: its read-out to the data.
-        history_: what happened in training. labels_: channels and layout seen in ``fit``.
+        sizes_: the sizes that ``state_dim="auto"`` tried. history_: what happened in training. labels_: channels and layout seen in ``fit``.
 
     Example:
         >>> walk = np.cumsum(np.random.default_rng(0).normal(size=(300, 2)), axis=0)
@@ -69,7 +71,7 @@ class LDMFilter(Queries):
 
     def __init__(
         self,
-        state_dim: int,
+        state_dim: int | str,
         latent_dim: int | None = None,
         encoder: str | nn.Module = "auto",
         dynamics: str = "linear",
@@ -91,7 +93,8 @@ class LDMFilter(Queries):
         devices: int = 1,
         precision: str | None = None,
     ) -> None:
-        self.state_dim, self.latent_dim, self.encoder, self.dynamics = state_dim, latent_dim, encoder, dynamics
+        self.state_dim: Any = state_dim
+        self.latent_dim, self.encoder, self.dynamics = latent_dim, encoder, dynamics
         self.noise, self.objective, self.latent_model = noise, objective, latent_model
         self.space, self.mutual_information = space, mutual_information
         self.readout, self.transition_cov, self.observation, self.window = readout, transition_cov, observation, window
@@ -135,6 +138,27 @@ class LDMFilter(Queries):
         settings.check(self.get_params())
         settings.check_counts(epochs=epochs, batch_size=batch_size)
         settings.check_share("validation", validation)
+        self.sizes_: list[Size] = []
+        if self.state_dim == "auto":
+            held = {"validation": validation, "validation_inputs": validation_inputs}
+            self.sizes_ = compare_sizes(self, data, inputs=inputs, times=times, epochs=epochs, batch_size=batch_size, **held)
+            self.state_dim = smallest_good(self.sizes_)
+        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path)
+        return self
+
+    def _train(
+        self,
+        data: Any,
+        inputs: Any,
+        validation: Any,
+        validation_inputs: Any,
+        times: Any,
+        epochs: int | None,
+        batch_size: int | None,
+        progress: bool,
+        log_path: str | Path | None,
+    ) -> fitting.Plan:
+        """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
         self.labels_, self.input_labels_, self.calibration_ = labels, None, None
         if inputs is not None:
@@ -162,7 +186,7 @@ class LDMFilter(Queries):
         self.readout_ = fitting.fit_observation_readout(model, plan, self.readout, self.seed)
         self.target_readout_ = None
         self.target_names_ = []
-        return self
+        return plan
 
     @classmethod
     def from_matrices(

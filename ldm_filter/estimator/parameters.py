@@ -16,6 +16,7 @@ from ldm_filter.estimator import settings
 from ldm_filter.estimator.context import Inputs, known_inputs, timed
 from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.estimator.inference import Run, result_fields, run_filter
+from ldm_filter.estimator.robust import Gated
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.training import History
@@ -27,7 +28,7 @@ __all__ = ["Parameters"]
 class Parameters:
     """Arguments in, files out."""
 
-    state_dim: int
+    state_dim: Any  # a number once fitted
     device: str
     dtype: torch.dtype
     model_: LatentFilter
@@ -99,14 +100,17 @@ class Parameters:
         model = self._model()
         return run_filter(model, *self._read(data, inputs, times)[:2], smooth=smooth)
 
-    def _dataset(self, run: Run) -> Any:
-        fields = result_fields(run, self.readout_, self._model())
+    def _dataset(self, run: Run, gated: Gated | None = None) -> Any:
+        fields, attrs = result_fields(run, self.readout_, self._model()), self._attrs()
+        if gated is not None:
+            fields |= gated.fields
+            attrs["gate"] = gated.counts
         coords = {}
         if self.target_readout_ is not None:
             belief = run.result.filtered if run.smoothed is None else run.smoothed
             fields |= settings.target_fields(self.target_readout_, self._model().with_inputs(belief, run.sequences.context))
             coords = {"target": self.target_names_, "target_aux": self.target_names_}
-        return to_dataset(fields, run.sequences, run.labels, self._attrs(), coords)
+        return to_dataset(fields, run.sequences, run.labels, attrs, coords)
 
     def _attrs(self) -> dict[str, Any]:
         return {"config": settings.to_json(self.get_params()), "title": "ldm_filter result"}

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from filterpy.kalman import KalmanFilter
 
+from ldm_filter.core.gating import Gate
 from ldm_filter.data.results import to_dataset
 from ldm_filter.estimator import settings
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.diagnosis import Diagnosis, diagnose
 from ldm_filter.estimator.forecasts import Forecasts
 from ldm_filter.estimator.handover import as_filterpy
-from ldm_filter.estimator.inference import observation_moments, result_fields
+from ldm_filter.estimator.inference import observation_moments, predictive_density, result_fields
+from ldm_filter.estimator.robust import anomaly_fields, as_gate, run_gated
 from ldm_filter.online import OnlineFilter
 from ldm_filter.types import Context, Gaussian
 
@@ -24,23 +26,47 @@ __all__ = ["Queries"]
 class Queries(Forecasts):
     """The methods of :class:`~ldm_filter.LDMFilter` that need a fitted model."""
 
-    def filter(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
+    def filter(self, data: Any, inputs: Any = None, times: Any = None, gate: Gate | str | None = None) -> Any:
         """Filtered, predicted and projected beliefs at every step.
 
         Args:
             data: as for ``fit``: the same channels, any number and length of series.
             inputs: known controls of the same steps, where the model was fitted with them.
             times: of an array or tensor, its stamps: seconds or dates as in the fit.
+            gate: what to do with outliers, a :class:`~ldm_filter.Gate` or its kind ``"hard" | "inflate" | "student-t"``; None takes
+                every observation as it comes.
 
         Returns:
             xarray.Dataset (a list of them for a list): ``filtered_mean``, ``filtered_cov``, the same for ``predicted`` and (in the latent)
             ``projected`` and ``latent``, ``log_likelihood``, ``nis`` (divided by m; NaN where nothing is observed), ``reconstruction_mean`` and
-            ``reconstruction_std`` of the observation in the data's units, ``observed``.
+            ``reconstruction_std`` of the observation in the data's units, ``observed``; with a gate also ``gate_weight`` (1: taken as it came, 0:
+            rejected) and ``gate_outside`` (consecutive measurements outside), and the gate's counts in the attribute ``gate``.
 
         Raises:
-            ValueError, TypeError: data unlike that of ``fit``, or not fitted yet.
+            ValueError, TypeError: data unlike that of ``fit``, not fitted yet, or no gate.
         """
-        return self._dataset(self._run(data, inputs, times))
+        run = self._run(data, inputs, times)
+        if gate is None:
+            return self._dataset(run)
+        run, decided = run_gated(run, self._model(), as_gate(gate))
+        return self._dataset(run, decided)
+
+    def anomalies(self, data: Any, gate: Gate | str | None = None, inputs: Any = None, times: Any = None) -> Any:
+        """How improbable each observation is, given everything before it.
+
+        Args:
+            data, inputs, times: as for :meth:`filter`.
+            gate: as for :meth:`filter`; with one, an outlier does not spoil the predictions that follow it.
+
+        Returns:
+            Dataset (a list of them for a list): ``p_value`` of the step, P(chi2_m > m NIS) in the latent, and ``channel_p_value`` of every
+            entry, two-sided, from its one-step prediction in the data's units; ``score`` and ``channel_score``, -log10 of them (3: one in a
+            thousand). NaN where nothing is observed.
+        """
+        run = self._run(data, inputs, times)
+        if gate is not None:
+            run, _ = run_gated(run, self._model(), as_gate(gate))
+        return to_dataset(anomaly_fields(run, self._model(), self.readout_), run.sequences, run.labels, self._attrs())
 
     def smooth(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
         """As :meth:`filter`, with ``smoothed_mean`` and ``smoothed_cov``; the reconstruction is then that of the smoothed states."""
@@ -86,11 +112,7 @@ class Queries(Forecasts):
         It compares across state sizes and latent scales, which the latent log-likelihood does not.
         """
         run = self._run(data, inputs, times)
-        mean, std = observation_moments(self._model(), self.readout_, run.result.predicted, run.sequences.context)
-        seen = run.sequences.observed.to(mean.device)
-        values = run.sequences.values.to(mean.device)
-        density = torch.distributions.Normal(mean.double(), std.double(), validate_args=False).log_prob(values.double())
-        return float(density[seen].mean())
+        return float(predictive_density(run, self._model(), self.readout_).nanmean())
 
     def encode(self, data: Any, inputs: Any = None, times: Any = None) -> Any:
         """The encoder's Gaussian measurement of every observation: Dataset with ``latent_mean`` and ``latent_cov``."""
@@ -98,9 +120,9 @@ class Queries(Forecasts):
         fields = result_fields(run, self.readout_, self._model())
         return to_dataset({name: fields[name] for name in ("latent_mean", "latent_cov")}, run.sequences, run.labels, self._attrs())
 
-    def decode(self, states: Any, inputs: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the observation at known states ``(..., state)`` (and inputs ``(..., input)``, where the model has some), in
-        the data's units: ``(..., *event)`` each.
+    def decode(self, states: Any, inputs: Any = None, covs: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the observation at states ``(..., state)``, known or with covariances ``covs (..., state, state)`` (and
+        inputs ``(..., input)``, where the model has some), in the data's units: ``(..., *event)`` each.
         """
         model = self._model()
         numbers = np.asarray(states)
@@ -115,19 +137,27 @@ class Queries(Forecasts):
             raise ValueError(
                 f"`inputs` is None, but the model was fitted with inputs {list(self.input_labels_.channels)}; pass them for these states"
             )
-        exactly = Gaussian(flat, flat.new_zeros(1, 1, self.state_dim, self.state_dim))
-        mean, std = observation_moments(model, self.readout_, exactly, Context(inputs=known))
+        sizes = (self.state_dim, self.state_dim)
+        spread = flat.new_zeros(1, 1, *sizes) if covs is None else torch.as_tensor(np.asarray(covs)).to(flat).reshape(1, -1, *sizes)
+        with torch.no_grad():
+            mean, std = observation_moments(model, self.readout_, Gaussian(flat, spread), Context(inputs=known))
         shape = (*exact.shape[:-1], *model.encoder.event_shape)
         return mean.reshape(shape).cpu().numpy(), std.reshape(shape).cpu().numpy()
 
     def diagnose(self, data: Any, inputs: Any = None, times: Any = None) -> Diagnosis:
-        """Is the filter consistent? NIS with bounds, whiteness, coverage, the spectrum of A, and advice. Printable."""
+        """Is the filter consistent? NIS with bounds, whiteness, coverage, PIT, the spectrum of A in units of time, and advice. Printable."""
         run = self._run(data, inputs, times)
-        return diagnose(run, self._model(), self.readout_)
+        return diagnose(run, self._model(), self.readout_, getattr(self, "sizes_", None))
 
-    def online(self, streams: int | None = None) -> OnlineFilter:
-        """A filter that takes one observation at a time at constant cost, starting from the initial belief."""
-        return OnlineFilter(self._model(), step_seconds=self.labels_.attrs.get("step"), streams=streams)
+    def online(self, streams: int | None = None, lag: int = 0, gate: Gate | str | None = None) -> OnlineFilter:
+        """A filter that takes one observation at a time at constant cost, starting from the initial belief.
+
+        Args:
+            streams: number of streams that are stepped together; None: one.
+            lag: steps kept for late observations and for ``smoothed()``. gate: as for :meth:`filter`.
+        """
+        chosen = None if gate is None else as_gate(gate)
+        return OnlineFilter(self._model(), step_seconds=self.labels_.attrs.get("step"), streams=streams, lag=lag, gate=chosen)
 
     def to_filterpy(self) -> KalmanFilter:
         """The latent filter as a ``filterpy.kalman.KalmanFilter``; feed it ``latent_mean`` (and, where R varies, ``latent_cov``) of ``encode``."""

@@ -68,8 +68,15 @@ def check(params: dict[str, Any]) -> None:
     for name, allowed in CHOICES.items():
         check_choice(name, params[name], allowed)
     composition(params, square=True)  # whether it is square shows with the data
-    check_counts(state_dim=params["state_dim"], latent_dim=params["latent_dim"], window=params["window"], devices=params["devices"])
-    if params["latent_dim"] is not None and params["latent_dim"] > params["state_dim"]:
+    if isinstance(params["state_dim"], str) and params["state_dim"] != "auto":
+        raise ValueError(f"state_dim is {params['state_dim']!r}, expected a whole number of at least 1, or 'auto'")
+    check_counts(
+        state_dim=None if params["state_dim"] == "auto" else params["state_dim"],
+        latent_dim=params["latent_dim"],
+        window=params["window"],
+        devices=params["devices"],
+    )
+    if params["latent_dim"] is not None and params["state_dim"] != "auto" and params["latent_dim"] > params["state_dim"]:
         raise ValueError(f"latent_dim is {params['latent_dim']}, expected at most state_dim = {params['state_dim']}; raise state_dim")
     if params["window"] == 1:
         raise ValueError("window is 1, expected at least 2 steps: one step alone shows no motion")
