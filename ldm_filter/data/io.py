@@ -16,6 +16,7 @@ import xarray as xr
 from ldm_filter.data.containers import channel_name
 from ldm_filter.data.results import file_attrs
 from ldm_filter.data.tables import flattened
+from ldm_filter.data.video import VIDEO_SUFFIXES, read_video
 
 __all__ = ["KNOWN_SUFFIXES", "check_folder", "check_writable", "read", "write"]
 
@@ -33,7 +34,7 @@ def read(path: str | Path) -> Any:
 
     Args:
         path: ``.csv``, ``.parquet`` (a DataFrame), ``.nc`` (a Dataset), ``.npy`` (an array) or ``.npz`` (an array, or a list
-            with one series per array in the order of the file).
+            with one series per array in the order of the file); a video file (a DataArray of grey frames, see `ldm_filter.data.video`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,7 +42,8 @@ def read(path: str | Path) -> Any:
         ModuleNotFoundError: the format needs an optional package; the message names the extra.
     """
     path = Path(path)
-    reader = _by_suffix(path, {".csv": _read_csv, ".parquet": _read_parquet, ".nc": _read_netcdf, ".npy": _read_numpy, ".npz": _read_numpy})
+    readers = dict.fromkeys(VIDEO_SUFFIXES, read_video)
+    reader = _by_suffix(path, readers | {".csv": _read_csv, ".parquet": _read_parquet, ".nc": _read_netcdf, ".npy": _read_numpy, ".npz": _read_numpy})
     if not path.is_file():
         raise FileNotFoundError(f"`path` {str(path)!r} is not a file; check the name.")
     try:

@@ -1,0 +1,73 @@
+"""``.ldm`` on pandas and xarray: the same numbers, units kept, dask only when asked."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ldm_filter import LDMFilter
+
+
+def waves(series: int = 1, steps: int = 80) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.sin(0.3 * np.arange(steps)[None, :, None] + np.arange(series)[:, None, None] + np.arange(2.0)) + 0.1 * rng.normal(
+        size=(series, steps, 2)
+    )
+
+
+def dataset() -> xr.Dataset:
+    return xr.Dataset(
+        {"heat": ("time", waves()[0, :, 0], {"units": "K"}), "load": ("time", waves()[0, :, 1], {"units": "kW"})},
+        {"time": pd.date_range("2025-01-01", periods=80, freq="h")},
+        attrs={"station": "north"},
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> LDMFilter:
+    return LDMFilter(2, readout="linear", window=40).fit(dataset(), epochs=1, progress=False)
+
+
+def test_the_same_numbers_and_units_kept(model: LDMFilter):
+    for data in (dataset(), dataset().to_dataframe()):
+        for method in ("filter", "smooth"):
+            xr.testing.assert_equal(getattr(data.ldm, method)(model), getattr(model, method)(data))
+    result = dataset().ldm.filter(model)
+    assert json.loads(result.attrs["channel_units"]) == {"heat": "K", "load": "kW"}
+    assert result.attrs["station"] == "north"
+    ahead = dataset().ldm.forecast(model, 3)
+    assert json.loads(ahead.attrs["channel_units"])["heat"] == "K"
+    frame = dataset().to_dataframe()
+    frame.attrs["units"] = {"heat": "K"}
+    pd.testing.assert_frame_equal(frame.ldm.forecast(model, 3), model.forecast(frame, 3))
+    assert frame.ldm.forecast(model, 3).attrs["units"] == {"heat": "K"}
+    assert "p_value" in frame.ldm.anomalies(model)
+
+
+def test_fit_and_plot():
+    model = dataset().ldm.fit(2, epochs=1, progress=False, readout="linear", window=40)
+    assert isinstance(model, LDMFilter)
+    figure = dataset().ldm.filter(model).ldm.plot(dataset())
+    assert isinstance(figure, Figure)
+    assert any("K" in axes.get_ylabel() or "K" in axes.get_title() for axes in figure.axes)
+    with pytest.raises(ValueError, match="no reconstruction_mean"):
+        dataset().ldm.plot()
+
+
+def test_chunks_of_series_are_lazy_and_right(model: LDMFilter):
+    dask = pytest.importorskip("dask")
+    data = xr.DataArray(waves(5), {"series": list("abcde"), "channel": ["heat", "load"]}, ("series", "time", "channel"))
+    eager = model.filter(data)
+    with dask.config.set(scheduler="synchronous"):
+        lazy = data.chunk(series=2).ldm.filter(model)
+        assert all(variable.chunks is not None for variable in lazy.data_vars.values())
+        for name, variable in eager.data_vars.items():
+            np.testing.assert_allclose(lazy[name].compute(), variable, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert lazy.series.values.tolist() == list("abcde")
+        single = dataset().chunk(time=40).ldm.filter(model)
+    xr.testing.assert_equal(single, dataset().ldm.filter(model))
