@@ -143,7 +143,7 @@ class LDMFilter(Queries):
             held = {"validation": validation, "validation_inputs": validation_inputs}
             self.sizes_ = compare_sizes(self, data, inputs=inputs, times=times, epochs=epochs, batch_size=batch_size, **held)
             self.state_dim = smallest_good(self.sizes_)
-        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path)
+        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path, compare)
         return self
 
     def _train(
@@ -157,6 +157,7 @@ class LDMFilter(Queries):
         batch_size: int | None,
         progress: bool,
         log_path: str | Path | None,
+        compare: Collection[str] = (),
     ) -> fitting.Plan:
         """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
