@@ -63,6 +63,8 @@ class LDMAccessor:
                 "there is no reconstruction_mean here to draw; call plot on what filter or smooth returned: data.ldm.filter(model).ldm.plot()"
             )
         units = json.loads(self._data.attrs.get("channel_units", "{}"))
+        if isinstance(data, xr.Dataset):
+            data = data.to_dataarray("channel").transpose(..., "channel")
         return plot_filter(self._data, data, **({"units": units} if units else {}) | arguments)
 
     def _apply(self, model: LDMFilter, method: str, arguments: dict[str, Any]) -> Any:

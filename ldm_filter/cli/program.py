@@ -300,7 +300,7 @@ def _infer(command: str, options: Namespace) -> None:
         _filter_clips(model, options)
         return
     further = {"horizon": options.horizon, "levels": options.levels} if command == "forecast" else {}
-    further |= {"gate": options.gate} if command == "filter" else {}
+    further |= {"gate": options.gate} if command == "filter" and options.gate is not None else {}
     result = getattr(model, command)(_read(options.data), **further)
     if options.out is None:
         _show(result)

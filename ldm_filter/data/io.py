@@ -42,8 +42,11 @@ def read(path: str | Path) -> Any:
         ModuleNotFoundError: the format needs an optional package; the message names the extra.
     """
     path = Path(path)
-    readers = dict.fromkeys(VIDEO_SUFFIXES, read_video)
-    reader = _by_suffix(path, readers | {".csv": _read_csv, ".parquet": _read_parquet, ".nc": _read_netcdf, ".npy": _read_numpy, ".npz": _read_numpy})
+    reader = _by_suffix(
+        path,
+        {".csv": _read_csv, ".parquet": _read_parquet, ".nc": _read_netcdf, ".npy": _read_numpy, ".npz": _read_numpy}
+        | dict.fromkeys(VIDEO_SUFFIXES, read_video),
+    )
     if not path.is_file():
         raise FileNotFoundError(f"`path` {str(path)!r} is not a file; check the name.")
     try:

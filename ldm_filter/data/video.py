@@ -64,14 +64,8 @@ def video_frames(path: str | Path, size: tuple[int, int] | None = None, colour: 
         ValueError: the file is no video.
     """
     av = _av()
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`path` {str(path)!r} is not a file; check the name.")
-    try:
-        container = av.open(str(path))
+    with _opened(path) as container:
         stream = container.streams.video[0]
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"`path` {str(path)!r} could not be read as video: {error}") from error
-    with container:
         last, first = None, None
         for packet in container.demux(stream):
             try:
@@ -97,7 +91,7 @@ def frame_step(path: str | Path) -> float:
     Raises:
         ValueError: it does not say.
     """
-    with _av().open(str(path)) as container:
+    with _opened(path) as container:
         rate = container.streams.video[0].average_rate or container.streams.video[0].guessed_rate
     if not rate:
         raise ValueError(f"`path` {str(path)!r} does not say its frame rate; convert it with a constant one")
@@ -194,6 +188,21 @@ def _stacked(frames: list[Frame], path: str | Path) -> xr.DataArray:
             row[...] = frame.values
     dims = ("time", "y", "x", "colour")[: values.ndim]
     return xr.DataArray(values, {"time": [frame.time for frame in frames]}, dims, attrs={"source": Path(path).name, "units": "share of white"})
+
+
+def _opened(path: str | Path) -> Any:
+    """A container with a video in it."""
+    av = _av()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`path` {str(path)!r} is not a file; check the name.")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise ValueError(f"`path` {str(path)!r} could not be read as video: {error}") from error
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"`path` {str(path)!r} could not be read as video: there is none in it")
+    return container
 
 
 def _av() -> Any:

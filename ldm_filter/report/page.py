@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ldm_filter.estimator import LDMFilter
+from ldm_filter.estimator.settings import to_json
 from ldm_filter.report import sections
 
 __all__ = ["write_report"]
@@ -65,7 +66,7 @@ def write_report(model: LDMFilter, data: Any, path: str | Path, *, title: str = 
         diagnosis=(found := model.diagnose(data)),
         unit=found.unit,
         innovations=_picture(sections.innovation_picture(found)),
-        parameters=json.dumps({name: str(value) for name, value in model.get_params().items()}, indent=1),
+        parameters=json.dumps(json.loads(to_json(model.get_params())), indent=1),
         versions={name: version(name) for name in ("ldm-filter", "torch", "numpy", "pandas", "xarray")},
         source=source,
     )

@@ -93,15 +93,17 @@ def forecast_section(model: LDMFilter, data: Any, values: np.ndarray, horizon: i
     first = min(origins)
     std = np.maximum(np.nanstd(values[:first], 0), 1e-12)
     rivals: dict[str, Any] = {"hold the last value": HoldLast().fit(values[:first])}
-    if not np.isnan(values[:first]).any(0).all() and first > 60:
+    if first > 60:
         rivals["vector autoregression (3), Kalman filter"] = VARKalman(3).fit(values[:first])
-    scores: dict[str, list[tuple[float, float, float]]] = {"this model": []} | {name: [] for name in rivals}
+    scores: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("this model", *rivals)}
     for origin in origins:
         truth = values[origin : origin + horizon]
         frame = model.forecast(_rows(data, slice(0, origin)), horizon=horizon, levels=(LEVEL,))
-        scores["this model"].append(_errors(*_moments(frame, values.shape[1]), truth, std))
+        mean, spread = _moments(frame, values.shape[1])
+        scores["this model"].append(_errors(mean, spread, truth, std))
         for name, rival in rivals.items():
-            scores[name].append(_errors(*rival.forecast(values[:origin], horizon), truth, std))
+            ahead = rival.forecast(values[:origin], horizon)
+            scores[name].append(_errors(ahead.mean, ahead.std, truth, std))
     table = [(name, *(f"{number:.3f}" for number in np.nanmean(rows, 0)), f"{len(origins)}") for name, rows in scores.items()]
     origin = origins[0]
     shown = slice(max(0, origin - 3 * horizon), origin)
@@ -147,8 +149,8 @@ def _rows(data: Any, rows: slice) -> Any:
 def _moments(forecast: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation ``(horizon, channel)``."""
     if isinstance(forecast, pd.DataFrame):
-        return tuple(forecast.xs(name, axis=1, level=1).to_numpy() for name in ("mean", "std"))  # type: ignore[return-value]
-    return tuple(forecast[f"forecast_{name}"].to_numpy().reshape(-1, channels) for name in ("mean", "std"))  # type: ignore[return-value]
+        return forecast.xs("mean", axis=1, level=1).to_numpy(), forecast.xs("std", axis=1, level=1).to_numpy()
+    return forecast["forecast_mean"].to_numpy().reshape(-1, channels), forecast["forecast_std"].to_numpy().reshape(-1, channels)
 
 
 def _errors(mean: np.ndarray, std: np.ndarray, truth: np.ndarray, scale: np.ndarray) -> tuple[float, float, float]:
