@@ -175,7 +175,7 @@ def _size_advice(found: Diagnosis) -> list[str]:
         best = max(found.sizes, key=lambda size: size.score)
         taken = smallest_good(found.sizes)
         tried = ", ".join(f"{size.state_dim}: {size.score:.3f}" for size in found.sizes)
-        return [f"State size by held-out likelihood ({tried} nats per entry): {taken} is within a standard error of the best, {best.state_dim}."]
+        return [f"State size by held-out likelihood ({tried} nats per entry): {taken} is about as good as the best, {best.state_dim}."]
     advice = []
     if found.autocorrelation > max(0.1, 3 * found.whiteness_bound):
         advice.append(

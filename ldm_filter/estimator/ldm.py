@@ -34,7 +34,7 @@ class LDMFilter(Queries):
 
     Args:
         state_dim: n, the size of the latent state. A motion that holds k frequencies needs 2 k. ``"auto"``: ``fit`` tries growing sizes for a
-            few epochs each and puts in the smallest within one standard error of the best, by the likelihood of held-out data.
+            few epochs each and puts in the smallest that is about as good as the best, by the likelihood of held-out data.
         latent_dim: m, the size of the encoder's output; default the state's, at most the number of entries of one observation.
         encoder: ``"auto"``, ``"mlp"``, ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
