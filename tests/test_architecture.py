@@ -14,12 +14,16 @@ BELOW |= {"data": {"types"}, "metrics": {"types"}}
 for room in ("training", "checkpoint", "online"):
     BELOW[room] = {"types", "core", "objectives", "models"}
 BELOW["online"] |= {"data"}  # the one-step boundary may use the data room
+BELOW["streams"] = BELOW["online"]
+BELOW["online"] = BELOW["online"] | {"streams"}  # its door
 BELOW["estimator"] = {"types", "core", "objectives", "models", "training", "checkpoint", "online", "data", "metrics"}
 for room in ("baselines", "plots", "report"):
     BELOW[room] = BELOW["estimator"] | {"estimator"}
 BELOW["accessors"] = BELOW["estimator"] | {"estimator", "plots"}
 BELOW["report"] |= {"baselines", "plots"}
 BELOW["cli"] = BELOW["estimator"] | {"estimator", "baselines", "plots", "report", ""}
+BELOW["commands"] = BELOW["cli"]
+BELOW["cli"] = BELOW["cli"] | {"commands"}
 LABELLED = {"data", "estimator", "baselines", "report", "plots", "accessors"}
 DOORS = ("LDMFilter", "types", "core.kalman", "core.smoothing", "metrics", "baselines", "plots", "Gaussian", "StateSpace", "__version__")
 

@@ -17,10 +17,8 @@ import pytest
 import torch
 import xarray as xr
 
-from ldm_filter import LDMFilter
-from ldm_filter.cli import main
-from ldm_filter.cli import program as cli
-from ldm_filter.cli.program import MODEL_OPTIONS
+from ldm_filter import LDMFilter, cli
+from ldm_filter.cli import MODEL_OPTIONS, main
 from ldm_filter.data.io import read, write
 from ldm_filter.data.tables import table
 from ldm_filter.estimator.settings import CHOICES
@@ -213,7 +211,7 @@ def test_help_teaches_by_examples_that_parse(command: str, tmp_path: Path, monke
 def test_help_names_the_choices() -> None:
     texts = {name: text for name, _, _, text in MODEL_OPTIONS}
     for name, allowed in ((name, CHOICES[name]) for name in texts.keys() & CHOICES):
-        assert all(choice in texts[name] for choice in allowed), f"the help of --{name} in cli/program.py should name {allowed}"
+        assert all(choice in texts[name] for choice in allowed), f"the help of --{name} in cli.py should name {allowed}"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from ldm_filter import LDMFilter
-from ldm_filter.cli.lines import Reader, Writer
-from ldm_filter.cli.stream import Session, load
+from ldm_filter.commands.lines import Reader, Writer
+from ldm_filter.commands.stream import Session, load
 
 NAMES = ["heat", "load", "wind"]
 

@@ -10,8 +10,8 @@ from torch import nn
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import Encoder
 from ldm_filter.models.latent_filter import LatentFilter
-from ldm_filter.online.encode import _ArrayEncoder, _ModuleEncoder, measure_of
-from ldm_filter.online.filter import OnlineFilter
+from ldm_filter.streams.encode import _ArrayEncoder, _ModuleEncoder, measure_of
+from ldm_filter.streams.filter import OnlineFilter
 from tests.online_problems import make_model, make_series, run_batch, run_online
 
 

@@ -15,10 +15,10 @@ from ldm_filter.core.inputs import check_count
 from ldm_filter.core.linalg import round_cov
 from ldm_filter.core.step import Belief, Corrected, correct, predict, select, smooth_back
 from ldm_filter.models.latent_filter import LatentFilter
-from ldm_filter.online.clock import OFF_GRID, check_step, seconds_of, show_time
-from ldm_filter.online.encode import cast, measure_of, numbers
-from ldm_filter.online.motion import Motion
-from ldm_filter.online.results import Entry, OnlineState, Smoothed, StepResult, from_plain, to_plain
+from ldm_filter.streams.clock import OFF_GRID, check_step, seconds_of, show_time
+from ldm_filter.streams.encode import cast, measure_of, numbers
+from ldm_filter.streams.motion import Motion
+from ldm_filter.streams.results import Entry, OnlineState, Smoothed, StepResult, from_plain, to_plain
 
 __all__ = ["OnlineFilter"]
 

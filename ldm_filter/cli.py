@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif command == "report":
             _report(options.report)
         elif command == "stream":
-            from ldm_filter.cli.stream import run_stream
+            from ldm_filter.commands.stream import run_stream
 
             run_stream(options.stream)
         else:
@@ -382,3 +382,7 @@ def _show(result: Any) -> None:
 
     for i, item in enumerate(result if isinstance(result, list) else [result]):
         print(f"series {i}:\n{summary(item)}" if isinstance(result, list) else summary(item))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ldm_filter.cli.lines import Reader, Row, Writer
+from ldm_filter.commands.lines import Reader, Row, Writer
 from ldm_filter.core.gating import Gate
 from ldm_filter.data.io import check_folder
 from ldm_filter.estimator import LDMFilter

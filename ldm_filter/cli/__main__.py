@@ -1,5 +1,0 @@
-"""``python -m ldm_filter.cli``."""
-
-from ldm_filter.cli.program import main
-
-main()

@@ -1,0 +1,1 @@
+"""Commands of the program that are more than a call of the estimator."""
