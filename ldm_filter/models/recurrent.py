@@ -47,8 +47,12 @@ class RecurrentPredictor(nn.Module):
 
     def forward(self, measurements: Gaussian, observed: Tensor) -> Prediction:
         before, seen = earlier(measurements, observed)
-        summary = self.cell(torch.cat([before, seen.unsqueeze(-1).to(before.dtype)], dim=-1))[0]
-        return Prediction(self.density(self.head(summary)), observed)
+        return Prediction(self.density(self.head(self.summaries(before, seen))), observed)
+
+    def summaries(self, before: Tensor, seen: Tensor, start: Tensor | None = None) -> Tensor:
+        """g_t ``(B, T, k)`` after z_{t-1} ``(B, T, m)`` (0 where not ``seen``), from ``start`` ``(B, k)`` (of a GRU) or from nothing."""
+        entering = torch.cat([before, seen.unsqueeze(-1).to(before.dtype)], dim=-1)
+        return self.cell(entering, None if start is None else start.unsqueeze(0).contiguous())[0]
 
 
 def build_predictor(latent_model: str, latent_dim: int, space: str, **settings: object) -> nn.Module:

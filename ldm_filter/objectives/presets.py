@@ -144,6 +144,6 @@ def _free(entropy: str, latent_model: str, space: str, mutual_information: bool,
 def _default(latent_model: str, space: str, noise: str, square: bool) -> str:
     if space == "sphere":
         return "kde"
-    if noise != "constant" and latent_model == "dynamics":
+    if noise == "input" and latent_model == "dynamics":
         return "conditional-log-det"
     return "jacobian" if square else "log-det"
