@@ -47,6 +47,24 @@ def test_contradictions_are_refused_before_training() -> None:
         LDMFilter(2, objective="ica").fit(DATA, epochs=1, progress=False)
 
 
+def test_recurrent_dynamics_predict_one_step_and_refuse_what_they_have_not(tmp_path: Path) -> None:
+    model = LDMFilter(3, dynamics="recurrent", readout="linear", device="cpu").fit(DATA, epochs=20, progress=False)
+    result = model.filter(DATA)
+    assert np.abs(result.filtered_mean.values - model.encode(DATA).latent_mean.values).max() < 1e-5
+    assert float(result.nis.mean()) == pytest.approx(1.0, abs=0.3)
+    marginal = -np.log(DATA.std(axis=(0, 1))).mean() - 0.5 * np.log(2 * np.pi * np.e)  # of what knows nothing of the past
+    assert model.score(DATA) > marginal + 0.1
+    assert model.sample(steps=5, num_paths=2).state_paths.shape[-2:] == (5, 3)
+    model.save(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(LDMFilter.load(tmp_path / "m.safetensors", device="cpu").filter(DATA).predicted_mean, result.predicted_mean)
+    for call in (model.smooth, model.diagnose, lambda data: model.forecast(data, horizon=3), lambda _: model.online(), lambda _: model.to_filterpy()):
+        with pytest.raises(ValueError, match="recurrent"):
+            call(DATA)
+    for arguments in ({"latent_dim": 2}, {"noise": "input"}):
+        with pytest.raises(ValueError, match="dynamics is 'recurrent'"):
+            LDMFilter(3, dynamics="recurrent", **arguments).fit(DATA, epochs=1, progress=False)  # type: ignore[arg-type]
+
+
 # Linear independent component analysis.
 
 

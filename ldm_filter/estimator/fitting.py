@@ -23,6 +23,7 @@ from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.models.recurrent import build_predictor
+from ldm_filter.models.recurrent_dynamics import RecurrentDynamics
 from ldm_filter.models.subspace import canonical_variates
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.objectives.presets import compose
@@ -83,10 +84,23 @@ def build(
         torch.manual_seed(config["seed"])
         measure = Encoder(event_shape, latent_dim, encoder, config["noise"], space)
         predictor = None if chosen.latent_model == "dynamics" else build_predictor(chosen.latent_model, latent_dim, space, **settings)
+        if config["dynamics"] == "recurrent":
+            return LatentFilter(measure, _recurrent(config["state_dim"], latent_dim, config["noise"], input_dim), predictor).to(dtype)
     kind = ContinuousDynamics if config["dynamics"] == "continuous" else LinearDynamics
     sizes = config["state_dim"], latent_dim
     dynamics = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
     return LatentFilter(measure, dynamics, predictor).to(dtype)
+
+
+def _recurrent(state_dim: int, latent_dim: int, noise: str, input_dim: int) -> RecurrentDynamics:
+    if latent_dim != state_dim:
+        raise ValueError(
+            f"dynamics is 'recurrent', whose state is the latent itself, but state_dim is {state_dim} and latent_dim {latent_dim}; set both alike"
+        )
+    if noise != "constant" or input_dim:
+        what = f"noise={noise!r}" if noise != "constant" else "inputs"
+        raise ValueError(f"dynamics is 'recurrent', which takes no notice of {what}; leave them out or use dynamics='linear'")
+    return RecurrentDynamics(latent_dim)
 
 
 def make_plan(

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 CHOICES = {
-    "dynamics": ("linear", "continuous"),
+    "dynamics": ("linear", "continuous", "recurrent"),
     "latent_model": ("auto", *LATENT_MODELS),
     "space": ("plane", "sphere"),
     "noise": ("constant", "input"),

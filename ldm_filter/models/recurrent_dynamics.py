@@ -57,10 +57,10 @@ class RecurrentDynamics(Dynamics):
         if initial is not None and memory is None:
             raise ValueError("initial is given without a memory, but a recurrent prediction depends on the whole past; leave initial out")
         z, seen = measurements.mean, self._mask(measurements, observed)
-        projected = self._density(self._summaries(z, seen, memory)[:, :-1])
-        filled = torch.where(seen, z, projected.mean)
-        cov = projected.cov.expand(*z.shape, z.shape[-1])
-        filtered = Gaussian(filled, cov.masked_fill(seen.unsqueeze(-1), 0.0))
+        mean, cov = self._density(self._summaries(z, seen, memory)[:, :-1])
+        projected = Gaussian(mean, cov.expand(1, z.shape[1], -1, -1))
+        filled = torch.where(seen, z, mean)
+        filtered = Gaussian(filled, cov.expand(*z.shape, z.shape[-1]).masked_fill(seen.unsqueeze(-1), 0.0))
         density = log_density(filled, projected).masked_fill(~seen.squeeze(-1), 0.0)
         return FilterResult(projected, filtered, projected, density)
 

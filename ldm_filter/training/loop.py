@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.networks import Mixing
+from ldm_filter.models.recurrent_dynamics import RecurrentDynamics
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.training.options import CollapseError, History, TrainingOptions
 from ldm_filter.training.stepper import Stepper
@@ -182,8 +183,9 @@ def _random_numbers(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _parameter_groups(model: LatentFilter, options: TrainingOptions) -> list[dict[str, Any]]:
-    fast = [*model.dynamics.parameters(), *model.encoder.noise.parameters()]
-    predictor = [] if model.predictor is None else [*model.predictor.parameters()]
+    recurrent = isinstance(model.dynamics, RecurrentDynamics)
+    fast = [*([] if recurrent else model.dynamics.parameters()), *model.encoder.noise.parameters()]
+    predictor = [*([] if model.predictor is None else model.predictor.parameters()), *(model.dynamics.parameters() if recurrent else [])]
     mixing = [*model.encoder.network.parameters()] if isinstance(model.encoder.network, Mixing) else []
     known = {id(parameter) for parameter in [*fast, *predictor, *mixing]}
     slow = [parameter for parameter in model.parameters() if id(parameter) not in known]
