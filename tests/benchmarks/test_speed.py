@@ -161,9 +161,9 @@ def test_a_part_that_breaks_costs_no_other_and_is_reported(tmp_path: Path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "run", broken)
-        rows, complete = speed._run_part(("memory", OURS.name, "series", "constant", "forward"), "smoke")
+        rows, complete = speed._run_part(("memory", OURS.name, "series", "constant", "forward"), "smoke", 60.0)
     assert rows == [{"part": "memory", "workload": "series"}] and not complete
-    monkeypatch.setattr(speed, "_run_part", lambda part, budget: ([], part[0] != "memory"))
+    monkeypatch.setattr(speed, "_run_part", lambda part, budget, seconds: ([], part[0] != "memory"))
     monkeypatch.setattr(speed.speed_tables, "update", lambda folder: None)
     assert speed.main(["--smoke", "--parts", "machine", "memory", "--out", str(tmp_path)]) == 1
     result = json.loads((tmp_path / "speed.json").read_text())
