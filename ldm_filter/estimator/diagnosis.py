@@ -134,7 +134,7 @@ def diagnose(run: Run, model: LatentFilter, readout: Readout, sizes: list[Size] 
         autocorrelations=white.autocorrelation.tolist(),
         pit=(torch.histc(ranks, 10, 0.0, 1.0) / len(ranks)).tolist(),
         pit_distance=float((ranks - (torch.arange(len(ranks)) + 0.5) / len(ranks)).abs().max()),
-        spectrum=_spectrum(model.dynamics().transition_matrix, run.labels.attrs.get("step")),
+        spectrum=_spectrum(model.dynamics.mean_transition(run.result, run.sequences.context), run.labels.attrs.get("step")),
         carried=_carried(model, run),
         sizes=list(sizes or ()),
         unit="" if run.labels.attrs.get("time_kind", "numbers") == "numbers" else "s",

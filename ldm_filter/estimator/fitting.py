@@ -17,13 +17,16 @@ from ldm_filter.estimator.inference import normalised_innovations
 from ldm_filter.estimator.known import empty_model
 from ldm_filter.metrics import covariance_regression
 from ldm_filter.models.affine import AffineDynamics
+from ldm_filter.models.base import Dynamics
 from ldm_filter.models.continuous import ContinuousDynamics
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.nonlinear import named_dynamics
 from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.models.recurrent import build_predictor
 from ldm_filter.models.recurrent_dynamics import RecurrentDynamics
+from ldm_filter.models.stepwise import StepwiseDynamics
 from ldm_filter.models.subspace import canonical_variates
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.objectives.presets import compose
@@ -82,14 +85,14 @@ def build(
         encoder = "linear"
     with torch.random.fork_rng(devices=[]):  # torch's layers draw their starting values from the global generator
         torch.manual_seed(config["seed"])
-        measure = Encoder(event_shape, latent_dim, encoder, config["noise"], space)
+        measure = Encoder(event_shape, latent_dim, encoder, "input" if config["noise"] == "input" else "constant", space)
         predictor = None if chosen.latent_model == "dynamics" else build_predictor(chosen.latent_model, latent_dim, space, **settings)
         if config["dynamics"] == "recurrent":
             return LatentFilter(measure, _recurrent(config["state_dim"], latent_dim, config["noise"], input_dim), predictor).to(dtype)
     kind = ContinuousDynamics if config["dynamics"] == "continuous" else LinearDynamics
     sizes = config["state_dim"], latent_dim
-    dynamics = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
-    return LatentFilter(measure, dynamics, predictor).to(dtype)
+    base = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
+    return LatentFilter(measure, named_dynamics(base, config["dynamics"], config["noise"], generator), predictor).to(dtype)
 
 
 def _recurrent(state_dim: int, latent_dim: int, noise: str, input_dim: int) -> RecurrentDynamics:
@@ -149,8 +152,8 @@ def _start_dynamics(model: LatentFilter, sequences: Sequences) -> None:
     device = model.encoder.center.device
     measurements, seen = model.encode(pieces.values.to(device), pieces.observed.to(device))
     latents = _without_inputs(model, measurements.mean, seen, pieces.context)
-    dt, dynamics = sequences.context.dt, model.dynamics
-    interval = 1.0 if dt is None or not isinstance(dynamics, AffineDynamics) else float(dt[:, 1:].mean()) / dynamics.interval
+    dt, dynamics, base = sequences.context.dt, model.dynamics, _linear_part(model.dynamics)
+    interval = 1.0 if dt is None or base is None else float(dt[:, 1:].mean()) / base.interval
     try:
         ssm, measurement_cov = canonical_variates(latents, seen, dynamics.state_dim)
         dynamics.start_from(ssm, interval)
@@ -162,15 +165,20 @@ def _start_dynamics(model: LatentFilter, sequences: Sequences) -> None:
 
 def _without_inputs(model: LatentFilter, latents: Tensor, seen: Tensor, context: Context) -> Tensor:
     """Start the feedthrough D by least squares of the latents on the inputs of the same step; what it leaves over."""
-    inputs, dynamics = model.dynamics.standardise(context.inputs), model.dynamics
-    if inputs is None or not isinstance(dynamics, AffineDynamics):
+    inputs, base = model.dynamics.standardise(context.inputs), _linear_part(model.dynamics)
+    if inputs is None or base is None:
         return latents
     inputs = inputs.to(latents)
     rows = inputs[seen]
     ridge = 1e-3 * len(rows) * torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
     weight = torch.linalg.solve(rows.mT @ rows + ridge, rows.mT @ (latents[seen] - latents[seen].mean(0))).mT
-    dynamics.feedthrough.copy_(weight)
+    base.feedthrough.copy_(weight)
     return latents - inputs @ weight.mT
+
+
+def _linear_part(dynamics: Dynamics) -> AffineDynamics | None:
+    found = dynamics.base if isinstance(dynamics, StepwiseDynamics) else dynamics
+    return found if isinstance(found, AffineDynamics) else None
 
 
 def run_training(model: LatentFilter, objective: Objective, plan: Plan, options: TrainingOptions) -> History:

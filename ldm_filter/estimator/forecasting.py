@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_filter.estimator.context import to_device
-from ldm_filter.estimator.inference import Run, last_belief, observation_moments, run_filter
+from ldm_filter.estimator.inference import Run, last_belief, last_memory, memories, observation_moments, run_filter
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.types import Context, Gaussian, Labels, Sequences
@@ -23,14 +23,14 @@ GRID = 200  # central levels at which a calibration is kept
 @torch.no_grad()
 def from_end(model: LatentFilter, readout: Readout, run: Run, horizon: int, ahead: Context) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the observations after each series, ``(B, H, *event)``."""
-    states = model.dynamics.forecast(last_belief(run), horizon, ahead)
+    states = model.dynamics.forecast(last_belief(run), horizon, ahead, *last_memory(run, model))
     return observation_moments(model, readout, states, ahead)
 
 
 @torch.no_grad()
 def forecast_paths(model: LatentFilter, run: Run, horizon: int, ahead: Context, num_paths: int, generator: torch.Generator) -> Tensor:
     """Draws of the states after each series, ``(num_paths, B, H, n)``."""
-    first = model.dynamics.predict(last_belief(run), ahead.steps(0, 1))
+    first = model.dynamics.predict(last_belief(run), ahead.steps(0, 1), *last_memory(run, model))
     return model.dynamics.prior_paths(horizon, generator, num_paths, ahead, first)
 
 
@@ -111,7 +111,8 @@ def from_origins(model: LatentFilter, readout: Readout, run: Run, horizon: int, 
     steps = origin[:, None] + 1 + torch.arange(horizon, device=device)
     parts = (None if part is None else part.expand(len(lengths), *part.shape[1:])[series[:, None], steps] for part in run.sequences.context)
     context = Context(*parts)
-    states = model.dynamics.forecast(Gaussian(filtered.mean[series, origin], covs[series, origin]), horizon, context)
+    memory = tuple(part[series, origin] for part in memories(run, model))
+    states = model.dynamics.forecast(Gaussian(filtered.mean[series, origin], covs[series, origin]), horizon, context, *memory)
     mean, std = observation_moments(model, readout, states, context)
     rows, places_ = series[:, None].cpu(), steps.cpu()
     return Origins(mean.cpu(), std.cpu(), run.sequences.values[rows, places_], run.sequences.observed[rows, places_], series.cpu(), origin.cpu())

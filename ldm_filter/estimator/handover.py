@@ -8,6 +8,7 @@ from filterpy.kalman import KalmanFilter
 
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.types import StateSpace
 
 __all__ = ["as_filterpy"]
 
@@ -19,9 +20,14 @@ def as_filterpy(model: LatentFilter) -> KalmanFilter:
     The filter starts from the *prediction* for the first row: call ``update(z)`` first, then ``predict()`` and ``update(z)`` in turn.
 
     Raises:
-        ValueError: the model has an offset or inputs at the observation, which filterpy does not have a place for.
+        ValueError: the model has an offset or inputs at the observation, which filterpy does not have a place for, or is not linear.
     """
     ssm = model.dynamics()
+    if not isinstance(ssm, StateSpace):
+        raise ValueError(
+            'the model is not linear, or its noise is not fixed, and filterpy\'s KalmanFilter holds one linear model; fit with dynamics="linear" and '
+            'noise="constant" or "input"'
+        )
     n, m = ssm.transition_matrix.shape[0], ssm.observation_matrix.shape[0]
     if bool(ssm.transition_offset.abs().max() > 1e-6) or bool(ssm.observation_offset.abs().max() > 1e-6):
         raise ValueError('the model has offsets, which filterpy has no place for; fit with observation="learned", which centres the state')

@@ -13,7 +13,7 @@ from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.types import Context, FilterResult, Gaussian, Labels, Sequences
 
-__all__ = ["Run", "last_belief", "observation_moments", "predictive_density", "result_fields", "run_filter"]
+__all__ = ["Run", "last_belief", "last_memory", "memories", "observation_moments", "predictive_density", "result_fields", "run_filter"]
 
 CHUNK_STEPS = 1 << 16
 Field = tuple[tuple[str, ...], Tensor]
@@ -118,6 +118,17 @@ def last_belief(run: Run) -> Gaussian:
     last = (run.sequences.lengths - 1).to(filtered.mean.device)
     cov = filtered.cov.expand(*filtered.mean.shape, filtered.mean.shape[-1])
     return Gaussian(filtered.mean[series, last], cov[series, last])
+
+
+def memories(run: Run, model: LatentFilter) -> tuple[Tensor, ...]:
+    """What the dynamics have to know besides the belief to go on after each step: one tensor ``(B, T, k)``, or nothing."""
+    memory = model.dynamics.remember(run.measurements, run.seen, run.result)
+    return () if memory is None else (memory,)
+
+
+def last_memory(run: Run, model: LatentFilter) -> tuple[Tensor, ...]:
+    """The same at each series' last true step, ``(B, k)``."""
+    return tuple(part[torch.arange(len(part), device=part.device), (run.sequences.lengths - 1).to(part.device)] for part in memories(run, model))
 
 
 def _join_gaussians(parts: list[Gaussian]) -> Gaussian:

@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 CHOICES = {
-    "dynamics": ("linear", "continuous", "recurrent"),
+    "dynamics": ("linear", "continuous", "locally-linear", "ekf", "ukf", "recurrent"),
     "latent_model": ("auto", *LATENT_MODELS),
     "space": ("plane", "sphere"),
-    "noise": ("constant", "input"),
+    "noise": ("constant", "input", "state", "adaptive"),
     "readout": ("auto", "linear", "mlp"),
     "transition_cov": ("full", "diagonal"),
     "observation": ("learned", "selector"),

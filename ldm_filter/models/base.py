@@ -120,6 +120,10 @@ class Dynamics(nn.Module):
         events = (2, 1, 2, 2, 1)
         return Fields(*(part.to(dtype) if part.ndim == event else part[:, 0].to(dtype) for part, event in zip(ssm[:-1], events, strict=True)))
 
+    def mean_transition(self, result: FilterResult, context: Context = NO_CONTEXT) -> Tensor:
+        """A over one regular step ``(n, n)``, whose eigenvalues are the modes of the motion; where it varies with the state, its mean along a run."""
+        return self.state_space().transition_matrix
+
     def remember(self, measurements: Gaussian, observed: Tensor | None, result: FilterResult, memory: Tensor | None = None) -> Tensor | None:
         """What has to be known besides the filtered belief to go on after each step of a piece, ``(B, T, k)``; None, the default: nothing.
 

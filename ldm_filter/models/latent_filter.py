@@ -78,7 +78,7 @@ class LatentFilter(nn.Module):
             mask = self.mask(observed[:, start:stop])
             result = self.dynamics.filter(measurements, mask, context.steps(start, stop), initial, *memory)
             yield measurements, seen, result
-            after = self.dynamics.remember(measurements, seen, result, *memory)
+            after = self.dynamics.remember(measurements, mask, result, *memory)
             memory = () if after is None else (after[:, -1],)
             last = Gaussian(result.filtered.mean[:, -1], result.filtered.cov[:, -1])
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Convolutional", "Custom", "Mixing", "Perceptron", "default_network"]
+__all__ = ["Convolutional", "Custom", "Mixing", "Perceptron", "default_network", "random_layer"]
 
 
 class Perceptron(nn.Module):
@@ -156,3 +156,12 @@ def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: 
 
 def _channels_first(frames: Tensor) -> Tensor:
     return frames.unsqueeze(1) if frames.ndim == 3 else frames.movedim(-1, 1)
+
+
+def random_layer(inputs: int, outputs: int, generator: torch.Generator | None, gain: float = 1.0) -> nn.Linear:
+    """A linear layer with normal weights of variance gain^2 / inputs and small biases."""
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(outputs, inputs, generator=generator) * (gain / inputs**0.5))
+        layer.bias.copy_(0.3 * torch.randn(outputs, generator=generator))
+    return layer

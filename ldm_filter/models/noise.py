@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm_filter.core.linalg import cholesky
 from ldm_filter.core.nonlinear import AdaptiveNoise
 from ldm_filter.models.factors import factor, unfactor
+from ldm_filter.models.networks import random_layer
 
 __all__ = ["AdaptiveProcessNoise", "StateNoise"]
 
@@ -25,7 +26,7 @@ class AdaptiveProcessNoise(nn.Module):
     Args:
         state_dim: n.
         decays: r, how long each trace of the surprises lasts; 0 holds the last one alone.
-        hidden: width of the network.
+        hidden: width of the network. generator: source of the starting values.
 
     Source:
         The idea of Q from recent innovations: Mikulasch and Zenke, arXiv 2605.03517; older: R. K. Mehra, IEEE Trans. Autom. Control 15 (1970).
@@ -33,12 +34,14 @@ class AdaptiveProcessNoise(nn.Module):
 
     decays: Tensor
 
-    def __init__(self, state_dim: int, decays: tuple[float, ...] = (0.0, 0.5, 0.8), hidden: int = 16) -> None:
+    def __init__(
+        self, state_dim: int, decays: tuple[float, ...] = (0.0, 0.5, 0.8), hidden: int = 16, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.state_dim = state_dim
         self.register_buffer("decays", torch.tensor(decays))
         self.direct = nn.Linear(len(decays), 1)
-        self.network = nn.Sequential(nn.Linear(len(decays), hidden), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
+        self.network = nn.Sequential(random_layer(len(decays), hidden, generator), nn.Tanh(), nn.Linear(hidden, 1, bias=False))
         with torch.no_grad():
             self.network[-1].weight.zero_()  # type: ignore[operator]
             self.direct.weight.copy_(torch.tensor([4.0] + [0.0] * (len(decays) - 1)))
@@ -77,18 +80,19 @@ class StateNoise(nn.Module):
         R_t(h) = diag(s) R_t diag(s),     s = exp(3 tanh(network(h / spread) / 3)),     1 at the start
 
     Args:
-        state_dim: n. latent_dim: m. hidden: width of the network.
+        state_dim: n. latent_dim: m. hidden: width of the network. generator: source of the starting values.
     """
 
     spread: Tensor
 
-    def __init__(self, state_dim: int, latent_dim: int, hidden: int = 32) -> None:
+    def __init__(self, state_dim: int, latent_dim: int, hidden: int = 32, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.state_dim, self.latent_dim = state_dim, latent_dim
         last = nn.Linear(hidden, latent_dim)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(nn.Linear(state_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), last)
+        first, second = random_layer(state_dim, hidden, generator), random_layer(hidden, hidden, generator)
+        self.network = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last)
         self.register_buffer("spread", torch.ones(state_dim))
 
     def scales(self) -> Callable[[Tensor], Tensor]:

@@ -10,17 +10,57 @@ from torch import Tensor, nn
 
 from ldm_filter.core.linalg import matvec
 from ldm_filter.core.linearisation import Affine, Linearise, Step, Transition, linear, mixture, sigma_point, unscented
+from ldm_filter.core.nonlinear import NonlinearStateSpace
+from ldm_filter.models.affine import AffineDynamics
+from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.dynamics import LinearDynamics, stable_matrix
+from ldm_filter.models.networks import random_layer
 from ldm_filter.models.noise import AdaptiveProcessNoise, StateNoise
 from ldm_filter.models.stepwise import StepwiseDynamics
 from ldm_filter.types import Context, Gaussian, StateSpace
 
-__all__ = ["LocallyLinearDynamics", "NonlinearDynamics", "Residual"]
+__all__ = ["LocallyLinearDynamics", "NonlinearDynamics", "Residual", "named_dynamics"]
 
 METHODS = ("ekf", "ukf")
 
 
-class LocallyLinearDynamics(StepwiseDynamics):
+def named_dynamics(base: AffineDynamics, dynamics: str, noise: str, generator: torch.Generator | None = None) -> Dynamics:
+    """The dynamics that ``LDMFilter(dynamics=..., noise=...)`` means, with ``base`` as their linear part; ``base`` itself where nothing is asked for.
+
+    Args:
+        base: linear dynamics. dynamics: ``"locally-linear"``, ``"ekf"``, ``"ukf"``; any other name leaves the motion to the base.
+        noise: ``"adaptive"`` or ``"state"``; any other is the encoder's concern.
+    """
+    adaptive = AdaptiveProcessNoise(base.state_dim, generator=generator) if noise == "adaptive" else None
+    state_noise = StateNoise(base.state_dim, base.latent_dim, generator=generator) if noise == "state" else None
+    if isinstance(base, LinearDynamics) and dynamics == "locally-linear":
+        return LocallyLinearDynamics(base, adaptive=adaptive, state_noise=state_noise, generator=generator)
+    if isinstance(base, LinearDynamics) and dynamics in METHODS:
+        return NonlinearDynamics(base, dynamics, adaptive=adaptive, state_noise=state_noise, generator=generator)
+    return base if adaptive is None and state_noise is None else StepwiseDynamics(base, adaptive, state_noise)
+
+
+class _Regular(StepwiseDynamics):
+    """Nonlinear motion over one sampling interval; there is none over several at once."""
+
+    base: LinearDynamics
+
+    def state_space(self, context: Context = NO_CONTEXT) -> NonlinearStateSpace:
+        """The model at the steps of a context.
+
+        Raises:
+            ValueError: the context has steps that are not one sampling interval long.
+        """
+        if context.dt is not None and bool(((context.dt / self.base.interval).round() != 1.0).any()):
+            longest = float(context.dt.max() / self.base.interval)
+            raise ValueError(
+                f"context.dt has steps of up to {longest:.4g} sampling intervals, but {type(self).__name__} move by one "
+                'at a time; put rows of NaN where the data has gaps (reindex or resample), or use dynamics="linear" or "continuous"'
+            )
+        return super().state_space(context._replace(dt=None))
+
+
+class LocallyLinearDynamics(_Regular):
     """h_t = A(h) h_{t-1} + a(h) + w,   A = sum_k w_k(h) A_k,   a = sum_k w_k(h) a_k,   the weights taken at the state's mean.
 
     Every A_k is stable, by the parametrisation of :class:`~ldm_filter.models.dynamics.LinearDynamics` in one basis common to all. In that
@@ -57,7 +97,7 @@ class LocallyLinearDynamics(StepwiseDynamics):
         self.contraction_change = nn.Parameter(torch.zeros(bases, n, n))
         self.slack_change = nn.Parameter(torch.zeros(bases, n))
         self.push = nn.Parameter(torch.zeros(bases, n))
-        self.weigh = nn.Sequential(_layer(n, hidden, generator), nn.Tanh(), _layer(hidden, bases, generator, gain=3.0))
+        self.weigh = nn.Sequential(random_layer(n, hidden, generator), nn.Tanh(), random_layer(hidden, bases, generator, gain=3.0))
         self.register_buffer("spread", torch.ones(n))
 
     def matrices(self) -> tuple[Tensor, Tensor]:
@@ -70,15 +110,17 @@ class LocallyLinearDynamics(StepwiseDynamics):
     def motion(self, exact: StateSpace, context: Context) -> tuple[Transition, Linearise]:
         """The mixture; what inputs add to the linear model's offset they add to every one of the K."""
         matrices, offsets = self.matrices()
-        pushed = exact._replace(
-            transition_matrix=torch.zeros_like(matrices[0]), transition_offset=exact.transition_offset - self.base.exact().transition_offset
-        )
-        inputs = linear(pushed)[1]
 
         def weights(state: Tensor, step: Step) -> Tensor:
             return self.weigh(state.to(self.spread.dtype) / self.spread).softmax(-1)
 
         move, mix = mixture(matrices, offsets, exact.transition_cov, weights)
+        if exact.transition_offset.dim() == 1:
+            return move, mix
+        pushed = exact._replace(
+            transition_matrix=torch.zeros_like(matrices[0]), transition_offset=exact.transition_offset - self.base.exact().transition_offset
+        )
+        inputs = linear(pushed)[1]
 
         def transition(state: Tensor, step: Step) -> Gaussian:
             mean, cov = move(state, step)
@@ -90,8 +132,8 @@ class LocallyLinearDynamics(StepwiseDynamics):
 
         return transition, linearise
 
-    def start_from(self, ssm: StateSpace, *interval: float) -> None:
-        super().start_from(ssm, *interval)
+    def start_from(self, ssm: StateSpace, interval: float = 1.0) -> None:
+        super().start_from(ssm, interval)
         with torch.no_grad():
             self.spread.copy_(self.base.state_space().initial.cov.diagonal().clamp_min(1e-12).sqrt())
 
@@ -101,7 +143,7 @@ class LocallyLinearDynamics(StepwiseDynamics):
         return {"radius": float(torch.linalg.eigvals(self.matrices()[0]).abs().max())}
 
 
-class NonlinearDynamics(StepwiseDynamics):
+class NonlinearDynamics(_Regular):
     """h_t = A h_{t-1} + a + g(h_{t-1}, u_t) + w: a stable linear part and a bounded residual network.
 
     Two bounds hold for every value of the parameters, in units of the state's standard deviations at the start:
@@ -139,28 +181,35 @@ class NonlinearDynamics(StepwiseDynamics):
         if method not in METHODS:
             raise ValueError(f"method is {method!r}, expected one of {', '.join(map(repr, METHODS))}")
         self.method = method
-        self.residual = Residual(base.state_dim, 0, hidden, bound, lipschitz, generator)
+        self.residual = Residual(base.state_dim, base.input_dim, hidden, bound, lipschitz, generator)
 
     def motion(self, exact: StateSpace, context: Context) -> tuple[Transition, Linearise]:
         """The linear model and the residual, its weights normalised once for the whole sequence."""
         straight, tangent = linear(exact)
-        bend = self.residual.normalised()
+        bend, given = self.residual.normalised(), self.standardise(context.inputs)
+
+        def known(step: Step) -> Tensor | None:
+            return None if given is None else given[:, step]
 
         def transition(state: Tensor, step: Step) -> Gaussian:
             mean, cov = straight(state, step)
-            return Gaussian(mean + bend.value(state), cov)
+            return Gaussian(mean + bend.value(state, known(step)), cov)
 
         def linearise(belief: Gaussian, step: Step) -> Affine:
             matrix, offset, cov = tangent(belief, step)
-            value, slope = bend.tangent(belief.mean)
+            value, slope = bend.tangent(belief.mean, known(step))
             return Affine(matrix + slope, offset + value - matvec(slope, belief.mean), cov)
 
         if self.method == "ekf":
             return transition, linearise
         return transition, sigma_point(transition, unscented(self.state_dim, 1.0, 0.0, max(3.0 - self.state_dim, 0.0)))
 
-    def start_from(self, ssm: StateSpace, *interval: float) -> None:
-        super().start_from(ssm, *interval)
+    def scale_covariances(self, factor: float) -> bool:
+        """As of the base; not with sigma points, which lie where the covariance says."""
+        return self.method == "ekf" and super().scale_covariances(factor)
+
+    def start_from(self, ssm: StateSpace, interval: float = 1.0) -> None:
+        super().start_from(ssm, interval)
         self.residual.set_scale(self.base.state_space().initial.cov)
 
 
@@ -186,7 +235,7 @@ class Residual(nn.Module):
             if not 0.0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}, expected a positive number")
         self.bound, self.lipschitz = bound, lipschitz
-        self.layers = nn.ModuleList(_layer(*sizes, generator) for sizes in pairwise((state_dim + input_dim, *hidden, state_dim)))
+        self.layers = nn.ModuleList(random_layer(*sizes, generator) for sizes in pairwise((state_dim + input_dim, *hidden, state_dim)))
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -240,12 +289,3 @@ class _Bend(NamedTuple):
             slope = (1.0 - x.square()).unsqueeze(-1) * (weight @ slope)
         x = torch.tanh((x @ self.weights[-1].mT + self.biases[-1]) / self.bound)
         return self.spread * self.bound * x, (self.spread * (1.0 - x.square())).unsqueeze(-1) * (self.weights[-1] @ slope)
-
-
-def _layer(inputs: int, outputs: int, generator: torch.Generator | None, gain: float = 1.0) -> nn.Linear:
-    """A linear layer with normal weights of variance gain^2 / inputs and small biases."""
-    layer = nn.Linear(inputs, outputs)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(outputs, inputs, generator=generator) * (gain / inputs**0.5))
-        layer.bias.copy_(0.3 * torch.randn(outputs, generator=generator))
-    return layer

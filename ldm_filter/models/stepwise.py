@@ -8,6 +8,7 @@ from torch import Tensor
 from ldm_filter.core import kalman, nonlinear
 from ldm_filter.core.linearisation import Linearise, Transition, linear
 from ldm_filter.core.nonlinear import NonlinearStateSpace
+from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.noise import AdaptiveProcessNoise, StateNoise
@@ -33,7 +34,7 @@ class StepwiseDynamics(Dynamics):
         ValueError: noise for another number of states or latents than the base has.
     """
 
-    def __init__(self, base: LinearDynamics, adaptive: AdaptiveProcessNoise | None = None, state_noise: StateNoise | None = None) -> None:
+    def __init__(self, base: AffineDynamics, adaptive: AdaptiveProcessNoise | None = None, state_noise: StateNoise | None = None) -> None:
         super().__init__()
         if adaptive is not None and adaptive.state_dim != base.state_dim:
             raise ValueError(f"adaptive is for {adaptive.state_dim} states, base has {base.state_dim}; use one state_dim for both")
@@ -42,6 +43,7 @@ class StepwiseDynamics(Dynamics):
             raise ValueError(f"state_noise is for (state_dim, latent_dim) {found}, base has {sizes}; use the same for both")
         self.base, self.adaptive, self.state_noise = base, adaptive, state_noise
         self.state_dim, self.latent_dim, self.learned_observation = base.state_dim, base.latent_dim, base.learned_observation
+        self.input_dim, self.uses_time = base.input_dim, base.uses_time
 
     def motion(self, exact: StateSpace, context: Context) -> tuple[Transition, Linearise]:
         """How the state moves and what stands for it at a belief, given the linear model in float64; here the linear model itself."""
@@ -51,7 +53,7 @@ class StepwiseDynamics(Dynamics):
         """The model at the steps of a context, for :mod:`ldm_filter.core.kalman`."""
         ssm = self.base.state_space(context)
         return NonlinearStateSpace(
-            *self.motion(self._exact(context), context),
+            *self.motion(self.base.exact(context), context),
             ssm.observation_matrix,
             ssm.observation_offset,
             ssm.initial,
@@ -92,6 +94,12 @@ class StepwiseDynamics(Dynamics):
         fields = self.base.at_step(context, belief.mean.dtype)
         return kalman.project(belief, fields.observation_matrix, fields.observation_offset, self._scaled(belief, measurement_cov))
 
+    @torch.no_grad()
+    def mean_transition(self, result: FilterResult, context: Context = NO_CONTEXT) -> Tensor:
+        """The mean of A over the steps of a run."""
+        ssm = nonlinear.linearised(self.state_space(context), result)
+        return ssm.transition_matrix[:, 1:].mean((0, 1)) if result.filtered.mean.shape[1] > 1 else self.base.state_space().transition_matrix
+
     def remember(self, measurements: Gaussian, observed: Tensor | None, result: FilterResult, memory: Tensor | None = None) -> Tensor | None:
         """What the adaptive noise has to know after each step of a filtered piece to go on from there, ``(B, T, k)``; None: nothing.
 
@@ -101,13 +109,25 @@ class StepwiseDynamics(Dynamics):
         adaptive = self._with_memory(self.state_space(), memory).adaptive
         return None if adaptive is None else nonlinear.memories(adaptive, measurements, observed, result)
 
-    def start_from(self, ssm: StateSpace, *interval: float) -> None:
+    def start_from(self, ssm: StateSpace, interval: float = 1.0) -> None:
         """Take up a linear model as the start of training: the filter is then exactly that of the linear model, but for a little process noise."""
-        self.base.start_from(ssm, *interval)
+        self.base.start_from(ssm, interval)
         cov = self.base.state_space().initial.cov
         for part in (self.adaptive, self.state_noise):
             if part is not None:
                 part.set_scale(cov)
+
+    def set_interval(self, seconds: float) -> None:
+        """As of the base."""
+        self.base.set_interval(seconds)
+
+    def set_input_scale(self, mean: Tensor, std: Tensor) -> None:
+        """As of the base."""
+        self.base.set_input_scale(mean, std)
+
+    def standardise(self, inputs: Tensor | None) -> Tensor | None:
+        """As of the base."""
+        return self.base.standardise(inputs)
 
     @torch.no_grad()
     def health(self) -> dict[str, float]:
@@ -124,12 +144,14 @@ class StepwiseDynamics(Dynamics):
         self.base.rescale_latents(mean, std)
 
     @torch.no_grad()
+    def scale_covariances(self, factor: float) -> bool:
+        """Q <- factor Q, P_0 <- factor P_0, where all that depends on the belief depends on its mean alone: not with adaptive noise."""
+        return self.adaptive is None and isinstance(self.base, LinearDynamics) and self.base.scale_covariances(factor)
+
+    @torch.no_grad()
     def canonicalise(self) -> Tensor:
         """The basis stays as it is: the identity ``(n, n)``."""
         return torch.eye(self.state_dim, dtype=torch.float64, device=self.base.mean.device)
-
-    def _exact(self, context: Context) -> StateSpace:
-        return self.base.exact()
 
     def _scaled(self, belief: Gaussian, cov: Tensor) -> Tensor:
         if self.state_noise is None:
