@@ -100,8 +100,8 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("state_dim", int, 4, "size of the latent state; a motion that holds k frequencies needs 2 k"),
     ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
     ("encoder", str, "auto", "auto, mlp, conv (for frames) or linear"),
-    ("dynamics", str, "linear", "linear; continuous for irregular times; recurrent: one-step predictions alone"),
-    ("noise", str, "constant", "of the measurement: constant, or input (a network of the observation: noisy ones count for less)"),
+    ("dynamics", str, "linear", "linear, continuous (irregular times), locally-linear, ekf, ukf; recurrent: one-step predictions alone"),
+    ("noise", str, "constant", "constant, input (R of the observation), state (R of the state), adaptive (Q grows after surprises)"),
     (
         "objective",
         str,

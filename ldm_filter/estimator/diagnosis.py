@@ -13,6 +13,7 @@ from ldm_filter.estimator.inference import Run, normalised_innovations, observat
 from ldm_filter.estimator.selection import Size, smallest_good
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
+from ldm_filter.types import StateSpace
 
 __all__ = ["Diagnosis", "Mode", "diagnose", "duration"]
 
@@ -159,6 +160,8 @@ def _spectrum(transition: torch.Tensor, step: float | None) -> list[Mode]:
 def _carried(model: LatentFilter, run: Run) -> list[float]:
     """Eigenvalues of P W, P the stationary covariance and W = sum_k A'^k C' S^-1 C A^k the information of the measurements to come."""
     ssm = model.dynamics()
+    if not isinstance(ssm, StateSpace):
+        return []
     A, C, Q = ssm.transition_matrix.double(), ssm.observation_matrix.double(), ssm.transition_cov.double()
     if float(torch.linalg.eigvals(A).abs().max()) >= 1.0:
         return []

@@ -38,9 +38,13 @@ class LDMFilter(Queries):
         latent_dim: m, the size of the encoder's output; default the state's, at most the number of entries of one observation.
         encoder: ``"auto"``, ``"mlp"``, ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
-            equation, for irregular times; ``"recurrent"``: a GRU predicts the next latent, which is then the state (``latent_dim = state_dim``). It
-            has no posterior: ``filter`` gives one-step predictions, ``score`` and ``encode`` work, ``smooth`` and longer forecasts are refused.
-        noise: ``"constant"`` measurement covariance, or ``"input"``: a network of the observation, so noisy frames count for less.
+            equation, for irregular times; ``"locally-linear"``: stable matrices mixed by weights of the state; ``"ekf"``, ``"ukf"``: a residual
+            network beside the linear motion, filtered by its tangents or by sigma points. The last three are for motions that are not one
+            linear system (full turns and swings, limit cycles); they start at the linear filter and cost about ten times its time.
+            ``"recurrent"``: a GRU predicts the next latent, which is then the state (``latent_dim = state_dim``). It has no posterior: ``filter``
+            gives one-step predictions, ``score`` and ``encode`` work, ``smooth`` and longer forecasts are refused.
+        noise: ``"constant"`` measurement covariance; ``"input"``: a network of the observation, so noisy frames count for less; ``"state"``: a
+            network of the predicted state; ``"adaptive"``: a process covariance that grows after surprises, for motions that jump.
         objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"scale-mixture"``, ``"knn"``, ``"kde"``,
             ``"jacobian"`` (exact, for as many latents as channels) or ``"stop-gradient"``; or a named method, which chooses the three below as well:
             ``"kalman"``, ``"ica"``, ``"temporal-ica"``, ``"vicreg"``, ``"vicreg-hinge"``, ``"simclr"``, ``"cpc"``, ``"byol"``, ``"simsiam"``,

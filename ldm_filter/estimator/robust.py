@@ -14,7 +14,7 @@ from ldm_filter.core.step import Belief, Transition, correct, predict, select
 from ldm_filter.estimator.inference import Field, Run, normalised_innovations, observation_moments
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
-from ldm_filter.types import FilterResult, Gaussian
+from ldm_filter.types import FilterResult, Gaussian, StateSpace
 
 __all__ = ["Gated", "anomaly_fields", "as_gate", "run_gated"]
 
@@ -76,10 +76,13 @@ def run_gated(run: Run, model: LatentFilter, gate: Gate) -> tuple[Run, Gated]:
 @torch.no_grad()
 def _fields(model: LatentFilter, run: Run) -> list[np.ndarray]:
     """A, a, Q, C, c as ``(1 | B, 1 | T, ...)``."""
+    refusal = f"gate needs linear-Gaussian dynamics, and these are {type(model.dynamics).__name__}; leave gate out"
     try:
         ssm = model.dynamics.state_space(run.sequences.context)
     except NotImplementedError as error:
-        raise ValueError(f"gate needs linear-Gaussian dynamics, and these are {type(model.dynamics).__name__}; leave gate out") from error
+        raise ValueError(refusal) from error
+    if not isinstance(ssm, StateSpace):
+        raise ValueError(refusal)
     events = (2, 1, 2, 2, 1)
     fields = [part.detach().cpu().double().numpy() for part in ssm[:5]]
     return [part[None, None] if part.ndim == event else part for part, event in zip(fields, events, strict=True)]

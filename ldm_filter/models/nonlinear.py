@@ -45,7 +45,7 @@ class _Regular(StepwiseDynamics):
 
     base: LinearDynamics
 
-    def state_space(self, context: Context = NO_CONTEXT) -> NonlinearStateSpace:
+    def state_space(self, context: Context = NO_CONTEXT) -> NonlinearStateSpace:  # type: ignore[override]
         """The model at the steps of a context.
 
         Raises:

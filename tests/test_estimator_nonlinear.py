@@ -1,0 +1,140 @@
+"""LDMFilter with dynamics that are not linear and noise that is not fixed: everything that a linear one does."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ldm_filter import LDMFilter
+from tests.test_estimator import frame, waves
+
+CHOICES = [
+    ("locally-linear", "constant"),
+    ("ekf", "input"),
+    ("ukf", "constant"),
+    ("linear", "adaptive"),
+    ("continuous", "state"),
+    ("ekf", "adaptive"),
+    ("locally-linear", "state"),
+]
+
+
+@cache
+def fitted(dynamics: str, noise: str) -> LDMFilter:
+    model = LDMFilter(4, 2, dynamics=dynamics, noise=noise, readout="linear", window=25)
+    return model.fit(frame(300), epochs=2, progress=False)
+
+
+@pytest.fixture(params=CHOICES, ids="-".join)
+def model(request: pytest.FixtureRequest) -> LDMFilter:
+    return fitted(*request.param)
+
+
+def test_filter_and_smooth(model: LDMFilter) -> None:
+    data = frame(80, seed=3)
+    data.iloc[30:35] = np.nan
+    data.iloc[50:60, 1] = np.nan
+    result = model.smooth(data)
+    for name in ("predicted", "filtered", "smoothed", "projected"):
+        assert np.isfinite(result[f"{name}_mean"]).all()
+        assert np.linalg.eigvalsh(result[f"{name}_cov"].values.astype(float)).min() > 0.0
+    assert int(result.nis.isna().sum()) == 5
+    error = (result.reconstruction_mean - data.to_numpy()).values[~data.isna().to_numpy()]
+    assert error.std() < np.nanstd(data.to_numpy())
+    online_part = model.filter(data.iloc[:40])
+    np.testing.assert_allclose(online_part.filtered_mean, model.filter(data).filtered_mean[:40], rtol=0, atol=1e-5)
+
+
+def test_training_improved_on_its_start(model: LDMFilter) -> None:
+    assert model.history_.best_epoch >= 0
+    assert np.isfinite(model.score(frame(100, seed=4)))
+
+
+def test_forecast(model: LDMFilter) -> None:
+    ahead = model.forecast(frame(60, seed=3), 12)
+    assert ahead.shape[0] == 12
+    assert np.isfinite(ahead.to_numpy()).all()
+    assert (ahead["a"]["hi-95"] > ahead["a"]["lo-95"]).all()
+
+
+def test_forecasts_of_unequal_series_are_those_of_each(model: LDMFilter) -> None:
+    one, other = waves(40, 3), waves(70, 4)
+    both = model.forecast([one, other], 5)
+    for series, alone in zip(both, (model.forecast(one, 5), model.forecast(other, 5)), strict=True):
+        np.testing.assert_allclose(series.forecast_mean, alone.forecast_mean, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(series.forecast_std, alone.forecast_std, rtol=1e-4, atol=1e-6)
+
+
+def test_sample(model: LDMFilter) -> None:
+    data = frame(40, seed=3)
+    paths = model.sample(data, num_paths=200, seed=1)
+    smoothed = model.smooth(data)
+    spread = np.sqrt(np.diagonal(smoothed.smoothed_cov.values, axis1=-2, axis2=-1))
+    assert float(np.abs(paths.state_paths.mean("path") - smoothed.smoothed_mean).max()) < 0.5 * spread.max()
+    if model.noise == "adaptive":
+        with pytest.raises(ValueError, match="adaptive"):
+            model.sample(steps=10)
+    else:
+        assert np.isfinite(model.sample(steps=10, num_paths=2).observation_paths).all()
+
+
+def test_save_and_load(model: LDMFilter, tmp_path: Path) -> None:
+    model.save(tmp_path / "model.safetensors")
+    again = LDMFilter.load(tmp_path / "model.safetensors")
+    assert (again.dynamics, again.noise) == (model.dynamics, model.noise)
+    data = frame(30, seed=3)
+    np.testing.assert_array_equal(again.filter(data).filtered_mean, model.filter(data).filtered_mean)
+
+
+def test_diagnosis(model: LDMFilter) -> None:
+    found = model.diagnose(frame(120, seed=3))
+    assert 0.1 < found.nis < 10.0
+    assert len(found.spectrum) >= 2
+    assert "NIS" in str(found)
+
+
+def test_a_model_that_is_not_linear_has_no_place_in_filterpy(model: LDMFilter) -> None:
+    with pytest.raises(ValueError, match="filterpy"):
+        model.to_filterpy()
+
+
+@pytest.mark.parametrize("dynamics", ["locally-linear", "ekf", "ukf"])
+def test_inputs(dynamics: str) -> None:
+    rng = np.random.default_rng(0)
+    pushes = rng.normal(size=(300, 1))
+    state = np.zeros((300, 2))
+    for t in range(1, 300):
+        state[t] = 0.9 * state[t - 1] + [pushes[t, 0], 0.1 * rng.normal()]
+    data = state @ rng.normal(size=(2, 3)) + 0.1 * rng.normal(size=(300, 3))
+    model = LDMFilter(2, dynamics=dynamics, readout="linear", window=25).fit(data, inputs=pushes, epochs=3, progress=False)
+    with_pushes = model.forecast(data[:100], 5, inputs=pushes[:105])
+    other = pushes[:105].copy()
+    other[100:] += 3.0
+    changed = model.forecast(data[:100], 5, inputs=other)
+    assert float(np.abs(with_pushes.forecast_mean - changed.forecast_mean).max()) > 0.1
+    assert np.isfinite(model.smooth(data, inputs=pushes).smoothed_mean).all()
+
+
+def test_gaps_are_refused_where_a_step_is_one_interval() -> None:
+    data = frame(60, seed=3)
+    holes = pd.concat([data.iloc[:20], data.iloc[26:]])
+    with pytest.raises(ValueError, match="rows of NaN"):
+        fitted("ukf", "constant").filter(holes)
+    assert np.isfinite(fitted("linear", "adaptive").filter(holes).filtered_mean).all()
+
+
+def test_float64_and_the_same_seed() -> None:
+    runs = [
+        LDMFilter(2, dynamics="ekf", noise="adaptive", readout="linear", window=20, dtype=torch.float64, seed=5).fit(
+            waves(120), epochs=1, progress=False
+        )
+        for _ in range(2)
+    ]
+    one, other = (run.filter(waves(30, 2)).filtered_mean.values for run in runs)
+    assert one.dtype == np.float64
+    np.testing.assert_array_equal(one, other)
