@@ -299,8 +299,8 @@ def test_frames_and_input_noise() -> None:
     [
         ({"state_dim": 0}, "state_dim is 0, expected at least 1"),
         ({"state_dim": 2, "latent_dim": 3}, "latent_dim is 3, expected at most state_dim = 2"),
-        ({"state_dim": 2, "dynamics": "ekf"}, "dynamics is 'ekf', expected one of 'linear'"),
-        ({"state_dim": 2, "noise": "adaptive"}, "noise is 'adaptive'"),
+        ({"state_dim": 2, "dynamics": "particle"}, "dynamics is 'particle', expected one of 'linear'"),
+        ({"state_dim": 2, "noise": "loud"}, "noise is 'loud'"),
         ({"state_dim": 2, "objective": "magic"}, "objective is 'magic'"),
         ({"state_dim": 2, "encoder": "transformer"}, "encoder is 'transformer'"),
         ({"state_dim": 2, "readout": "forest"}, "readout is 'forest'"),

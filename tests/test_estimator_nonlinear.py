@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ldm_filter import LDMFilter
+from ldm_filter import LDMFilter, metrics
 from tests.test_estimator import frame, waves
 
 CHOICES = [
@@ -43,7 +43,7 @@ def test_filter_and_smooth(model: LDMFilter) -> None:
     for name in ("predicted", "filtered", "smoothed", "projected"):
         assert np.isfinite(result[f"{name}_mean"]).all()
         assert np.linalg.eigvalsh(result[f"{name}_cov"].values.astype(float)).min() > 0.0
-    assert int(result.nis.isna().sum()) == 5
+    assert int(np.isnan(result.nis).sum()) == 5
     error = (result.reconstruction_mean - data.to_numpy()).values[~data.isna().to_numpy()]
     assert error.std() < np.nanstd(data.to_numpy())
     online_part = model.filter(data.iloc[:40])
@@ -68,6 +68,16 @@ def test_forecasts_of_unequal_series_are_those_of_each(model: LDMFilter) -> None
     for series, alone in zip(both, (model.forecast(one, 5), model.forecast(other, 5)), strict=True):
         np.testing.assert_allclose(series.forecast_mean, alone.forecast_mean, rtol=0, atol=1e-5)
         np.testing.assert_allclose(series.forecast_std, alone.forecast_std, rtol=1e-4, atol=1e-6)
+
+
+def test_forecasts_from_within_are_those_of_the_data_so_far(model: LDMFilter) -> None:
+    data = waves(60, 3)
+    found = model.backtest(data, horizon=3, every=7, first=20)
+    scores = []
+    for origin in range(20, 57, 7):
+        ahead = model.forecast(data[: origin + 1], 3)
+        scores.append(metrics.crps_normal(ahead.forecast_mean.values, ahead.forecast_std.values, data[origin + 1 : origin + 4]))
+    np.testing.assert_allclose(np.mean(scores, axis=0).T.ravel(), found.table["crps"], rtol=1e-4)
 
 
 def test_sample(model: LDMFilter) -> None:
