@@ -113,6 +113,14 @@ def test_a_model_that_is_not_linear_has_no_place_in_filterpy(model: LDMFilter) -
         model.to_filterpy()
 
 
+def test_what_is_refused_for_them_says_so(model: LDMFilter) -> None:
+    with pytest.raises(ValueError, match="not filtered online"):
+        model.online()
+    with pytest.raises(ValueError, match="gate needs linear-Gaussian dynamics"):
+        model.filter(frame(30, seed=3), gate="hard")
+    assert np.isfinite(model.anomalies(frame(30, seed=3)).score).all()
+
+
 @pytest.mark.parametrize("dynamics", ["locally-linear", "ekf", "ukf"])
 def test_inputs(dynamics: str) -> None:
     rng = np.random.default_rng(0)
