@@ -35,13 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     folder = options.out or (records.SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
     tasks = list(TASKS) if "all" in options.task else options.task
-    failed = run_all(tasks, options.methods, options.budget, options.seeds, folder, options.force)
+    failed = run_all(tasks, options.methods, options.budget, options.seeds, folder, options.force, options.condition)
     if folder.resolve() == records.RESULTS:
         tables.update()
     return 1 if failed else 0
 
 
-def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, seeds: int, folder: Path, force: bool = False) -> int:
+def run_all(
+    tasks: Sequence[str],
+    methods: Sequence[str] | None,
+    budget: str,
+    seeds: int,
+    folder: Path,
+    force: bool = False,
+    conditions: Sequence[str] | None = None,
+) -> int:
     """Every method (default: all that belong to a task) on every task and seed.
 
     Args:
@@ -51,6 +59,7 @@ def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, se
         seeds: the seeds are 0 to ``seeds - 1``.
         folder: of the JSON lines.
         force: run again what is there.
+        conditions: only these of each task; None for all.
 
     Returns:
         The number of runs that failed.
@@ -58,7 +67,7 @@ def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, se
     commit = records.code_version()
     done = {(*records.key(row), row["commit"]) for row in records.read(folder)}
     failed = 0
-    for task, condition, seed in _runs(tasks, seeds):
+    for task, condition, seed in _runs(tasks, seeds, conditions):
         for method in methods or family_of(task).default_methods(task, condition):
             name = " ".join(part for part in (task, condition, method, budget, "seed", str(seed)) if part)
             if not force and (task, condition, method, budget, seed, commit) in done:
@@ -77,10 +86,10 @@ def run_all(tasks: Sequence[str], methods: Sequence[str] | None, budget: str, se
     return failed
 
 
-def _runs(tasks: Sequence[str], seeds: int) -> Iterator[tuple[str, str, int]]:
+def _runs(tasks: Sequence[str], seeds: int, conditions: Sequence[str] | None) -> Iterator[tuple[str, str, int]]:
     """(task, condition, seed); the methods of one share its data."""
     for task in tasks:
-        for condition in family_of(task).tasks[task]:
+        for condition in [known for known in family_of(task).tasks[task] if conditions is None or known in conditions]:
             for seed in range(seeds):
                 yield task, condition, seed
 
@@ -117,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", default="cpu", choices=BUDGETS, help="smoke: seconds, claims nothing; cpu (default): two cores; full: a GPU")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default 3)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: the task's learned filter, the baselines and the oracle")
+    parser.add_argument("--condition", nargs="+", help="only these variants of the tasks, '' the task itself; default all")
     parser.add_argument("--out", type=Path, help="folder of the JSON lines; default benchmarks/results, for smoke out/benchmarks")
     parser.add_argument("--force", action="store_true", help="run again what is there already")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1); set OMP_NUM_THREADS for NumPy's")

@@ -159,3 +159,26 @@ def test_every_task_has_one_family_and_unknown_ones_are_refused() -> None:
 def test_unknown_names_are_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- the figures themselves
+
+
+@pytest.mark.slow
+def test_the_mild_linear_latent_system_is_recovered() -> None:
+    figures = latent_methods.run("linear-latent", "mild", "ldm-log-det", "cpu", 0).metrics
+    assert figures["affine_r2"] > 0.99 and figures["affine_r2_back"] > 0.99
+    assert figures["eig_error"] < 0.01 and figures["dyn_r2"] > 0.98
+
+
+@pytest.mark.slow
+def test_spikes_are_read_better_than_by_supervised_methods() -> None:
+    figures = latent_methods.run("place-cells", "", "ldm-log-det", "cpu", 0).metrics
+    assert figures["affine_r2"] > 0.9 and figures["mlp_r2"] > 0.98
+    for method in latent_methods.SUPERVISED:
+        assert latent_methods.run("place-cells", "", method, "cpu", 0).metrics["affine_r2"] < figures["affine_r2"]
+
+
+@pytest.mark.slow
+def test_nearest_neighbours_find_the_wobbly_position() -> None:
+    assert latent_methods.run("wobbly", "", "ldm-knn", "cpu", 0).metrics["affine_r2"] > 0.985
