@@ -55,3 +55,12 @@ def test_calls_that_cannot_be_answered_are_named() -> None:
     for states in ([np.nan] * 4, "states"):
         with pytest.raises(ValueError, match="expected finite real numbers"):
             fitted.decode(states)
+
+
+def test_a_fit_that_fails_leaves_nothing_that_looks_like_a_result() -> None:
+    model = LDMFilter(state_dim=2, readout="linear").fit(waves(60), epochs=1, progress=False)
+    with pytest.raises(ValueError, match="data never changes"):
+        model.fit(np.ones((50, 3)), epochs=1, progress=False)
+    for call in (lambda: model.filter(waves(9)), lambda: model.forecast(waves(9), 2), lambda: model.online(), lambda: model.decode(np.zeros(2))):
+        with pytest.raises(ValueError, match="not fitted yet"):
+            call()

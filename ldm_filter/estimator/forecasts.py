@@ -139,6 +139,7 @@ class Forecasts(Parameters):
 
     def _ahead(self, data: Any, horizon: int, inputs: Any, times: Any) -> tuple[Sequences, Labels, Context]:
         settings.check_counts(horizon=horizon)
+        self._model()
         sequences, labels, known = self._read(data, inputs, times, horizon)
         ahead = future_context(self._model().dynamics, labels, self.labels_, horizon, known)
         return sequences, labels, to_device(ahead, self._model().encoder.center.device)

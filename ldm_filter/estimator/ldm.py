@@ -166,6 +166,7 @@ class LDMFilter(Queries):
     ) -> fitting.Plan:
         """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
+        self._forget()
         self.labels_, self.input_labels_, self.calibration_ = labels, None, None
         if inputs is not None:
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)

@@ -82,9 +82,14 @@ class Parameters:
         return f"LDMFilter({', '.join(shown)})"
 
     def _model(self) -> LatentFilter:
-        if not hasattr(self, "model_"):
+        if not hasattr(self, "readout_"):  # the last that a fit sets
             raise ValueError("this LDMFilter is not fitted yet; call fit(data) or LDMFilter.load(path) first")
         return self.model_
+
+    def _forget(self) -> None:
+        """Drop everything fitted, so that a fit that fails leaves nothing that looks like a result."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
 
     def _read(
         self, data: Any, inputs: Any = None, times: Any = None, horizon: int = 0, name: str = "data"
@@ -94,7 +99,7 @@ class Parameters:
         known = known_inputs(inputs, labels, sequences, self.input_labels_, horizon)
         if known is not None:
             sequences = sequences._replace(context=Context(inputs=known.past))
-        return timed(sequences, labels, self.labels_, self._model().dynamics.uses_time), labels, known
+        return timed(sequences, labels, self.labels_, self.model_.dynamics.uses_time), labels, known
 
     def _run(self, data: Any, inputs: Any = None, times: Any = None, smooth: bool = False) -> Run:
         model = self._model()
