@@ -11,6 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
+from ldm_filter.models.dynamics import LinearDynamics
+from ldm_filter.models.encoders import Encoder
+from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.online import OnlineFilter, StepResult
 from tests.online_problems import assert_equal_results, make_model, make_series, run_batch, run_online
 
@@ -221,6 +224,17 @@ def test_constructor_refuses():
     ]:
         with pytest.raises(error, match=r"expected"):
             OnlineFilter(*arguments)
+
+
+def test_dynamics_with_a_filter_of_their_own_are_refused():
+    """Their step is not the linear one: a stream would silently differ from the batch."""
+
+    class Own(LinearDynamics):
+        def filter(self, *arguments, **further):
+            return super().filter(*arguments, **further)
+
+    with pytest.raises(ValueError, match="dynamics are Own"):
+        OnlineFilter(LatentFilter(Encoder((6,), 2), Own(4, 2)))
 
 
 def test_foreign_states_are_refused():

@@ -12,9 +12,10 @@ from ldm_filter.core.gating import Gate, chi2_tail
 from ldm_filter.core.linalg import round_cov
 from ldm_filter.core.step import Belief, Transition, correct, predict, select
 from ldm_filter.estimator.inference import Field, Run, normalised_innovations, observation_moments
+from ldm_filter.models.base import Dynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
-from ldm_filter.types import FilterResult, Gaussian, StateSpace
+from ldm_filter.types import FilterResult, Gaussian
 
 __all__ = ["Gated", "anomaly_fields", "as_gate", "run_gated"]
 
@@ -76,13 +77,9 @@ def run_gated(run: Run, model: LatentFilter, gate: Gate) -> tuple[Run, Gated]:
 @torch.no_grad()
 def _fields(model: LatentFilter, run: Run) -> list[np.ndarray]:
     """A, a, Q, C, c as ``(1 | B, 1 | T, ...)``."""
-    refusal = f"gate needs linear-Gaussian dynamics, and these are {type(model.dynamics).__name__}; leave gate out"
-    try:
-        ssm = model.dynamics.state_space(run.sequences.context)
-    except NotImplementedError as error:
-        raise ValueError(refusal) from error
-    if not isinstance(ssm, StateSpace):
-        raise ValueError(refusal)
+    if type(model.dynamics).filter is not Dynamics.filter:  # of their own, not the exact linear one whose step the gate is in
+        raise ValueError(f"gate needs linear-Gaussian dynamics, and these are {type(model.dynamics).__name__}; leave gate out")
+    ssm = model.dynamics.state_space(run.sequences.context)
     events = (2, 1, 2, 2, 1)
     fields = [part.detach().cpu().double().numpy() for part in ssm[:5]]
     return [part[None, None] if part.ndim == event else part for part, event in zip(fields, events, strict=True)]
