@@ -143,6 +143,7 @@ class LDMFilter(Queries):
         settings.check(self.get_params())
         settings.check_counts(epochs=epochs, batch_size=batch_size)
         settings.check_share("validation", validation)
+        self._forget()
         self.sizes_: list[Size] = []
         if self.state_dim == "auto":
             held = {"validation": validation, "validation_inputs": validation_inputs}
@@ -166,7 +167,6 @@ class LDMFilter(Queries):
     ) -> fitting.Plan:
         """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
-        self._forget()
         self.labels_, self.input_labels_, self.calibration_ = labels, None, None
         if inputs is not None:
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
