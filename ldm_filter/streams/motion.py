@@ -31,7 +31,7 @@ class Motion:
     def __init__(self, dynamics: Dynamics, step_seconds: float | None) -> None:
         if type(dynamics).filter is not Dynamics.filter:  # of their own, not the exact linear one whose step this is
             kind = type(dynamics).__name__.removesuffix("Dynamics").lower()
-            raise ValueError(f"the model has {kind} dynamics, which no online filter takes yet; use linear or continuous ones")
+            raise ValueError(f"the dynamics are {type(dynamics).__name__} ({kind}), which no online filter takes yet; use linear or continuous ones")
         ssm = dynamics.state_space()
         self._dynamics, self._device = dynamics, ssm.transition_matrix.device
         self.input_dim, self.any_time = dynamics.input_dim, dynamics.uses_time == "any"
