@@ -32,7 +32,7 @@ class Pendulum(NamedTuple):
         target: ``(series, steps, 2)`` float32, (sin angle, cos angle); the pendulum hangs at angle 0.
         angle: ``(series, steps)`` float64 in radians, 0 to 2 pi. velocity: ``(series, steps)`` float64 in rad/s.
         visible: ``(series, steps)`` float64, the share w of the image in the frame, 1 without noise, 0 where nothing is seen of it.
-        index: ``(series, steps)`` int64, the number of each frame, increasing; 0, 1, 2, ... unless frames were left out.
+        stamps: ``(series, steps)`` int64, the number of each frame, increasing; 0, 1, 2, ... unless frames were left out.
     """
 
     frames: NDArray[np.uint8]
@@ -40,7 +40,7 @@ class Pendulum(NamedTuple):
     angle: NDArray[np.float64]
     velocity: NDArray[np.float64]
     visible: NDArray[np.float64]
-    index: NDArray[np.int64]
+    stamps: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

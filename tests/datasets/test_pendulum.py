@@ -24,7 +24,7 @@ def test_shapes_and_types(drawn):
     assert drawn.frames.shape == (SERIES, 75, 24, 24) and drawn.frames.dtype == np.uint8
     assert drawn.target.shape == (SERIES, 75, 2) and drawn.target.dtype == np.float32
     np.testing.assert_allclose(drawn.target, np.stack([np.sin(drawn.angle), np.cos(drawn.angle)], -1), atol=1e-6)
-    assert np.array_equal(drawn.index, np.broadcast_to(np.arange(75), (SERIES, 75)))
+    assert np.array_equal(drawn.stamps, np.broadcast_to(np.arange(75), (SERIES, 75)))
 
 
 def test_seed_decides_everything():
@@ -89,11 +89,11 @@ def test_frames_mix_image_and_noise(drawn):
 def test_left_out_frames():
     task = Task(Simulator(dt=0.01, substep=2.5e-3), None, steps=100, kept=50)
     some = generate(task, 20, seed=5)
-    assert some.frames.shape[:2] == some.index.shape == (20, 50)
-    assert np.all(np.diff(some.index, axis=1) > 0) and some.index.min() >= 0 and some.index.max() <= 99
-    assert len(np.unique(some.index, axis=0)) == 20
+    assert some.frames.shape[:2] == some.stamps.shape == (20, 50)
+    assert np.all(np.diff(some.stamps, axis=1) > 0) and some.stamps.min() >= 0 and some.stamps.max() <= 99
+    assert len(np.unique(some.stamps, axis=0)) == 20
     every = generate(replace(task, kept=None), 20, seed=5)
-    np.testing.assert_array_equal(some.angle, np.take_along_axis(every.angle, some.index, axis=1))
+    np.testing.assert_array_equal(some.angle, np.take_along_axis(every.angle, some.stamps, axis=1))
     assert np.array_equal(some.frames, render(some.angle)) and np.all(some.visible == 1)
 
 
