@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.latent_judge import Encoding, evaluate, truth_figures
 from benchmarks.latent_tasks import SETTINGS, VARIANTS, Bench, Settings, bench
-from benchmarks.records import Outcome
+from benchmarks.records import Clock, Outcome
 from ldm_filter import LDMFilter
 from ldm_filter.baselines import PCAKalman
 
@@ -65,9 +65,10 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
     if method in SUPERVISED:
         figures = truth_figures(_supervised(method, data), data)
         return Outcome(figures, "supervised", time.perf_counter() - started, 0)
+    clock = Clock()
     fitted = _fit(method, data)
-    fit_seconds = time.perf_counter() - started
-    figures = evaluate(fitted.encode(data.readout.observations), fitted.encode(data.test.observations), data) | {"fit_seconds": fit_seconds}
+    spent = clock.read()
+    figures = evaluate(fitted.encode(data.readout.observations), fitted.encode(data.test.observations), data) | spent
     return Outcome(figures, "affine", time.perf_counter() - started, fitted.train_steps)
 
 

@@ -3,8 +3,9 @@
     python -m benchmarks.quality --task figure8 square --budget cpu --seeds 3
     python -m benchmarks.quality --task all --budget smoke
 
-A run that is there already, made by the same code, is skipped: after an interruption the same command goes on where it stopped. Several
-runners may work on one folder at a time, best on different tasks. A run that fails is reported, the others go on, and the exit status is 1.
+A run that is there already, made by the same code (see ``benchmarks.fingerprint``), is skipped: after an interruption the same command goes on
+where it stopped. Several runners may work on one folder at a time, best on different tasks. A run that fails is reported, the others go on, and
+the exit status is 1.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ import torch
 
 from benchmarks import records, tables
 from benchmarks.dot_tasks import BUDGETS
-from benchmarks.families import TASKS, family_of
+from benchmarks.families import TASKS, conditions_of, family_of
 
 __all__ = ["main", "run_all"]
 
@@ -65,12 +67,13 @@ def run_all(
         The number of runs that failed.
     """
     commit = records.code_version()
-    done = {(*records.key(row), row["commit"]) for row in records.read(folder)}
+    done = {(*records.key(row), row["code"]) for row in records.read(folder)}
     failed = 0
     for task, condition, seed in _runs(tasks, seeds, conditions):
-        for method in methods or family_of(task).default_methods(task, condition):
+        family = family_of(task, condition)
+        for method in methods or family.default_methods(task, condition):
             name = " ".join(part for part in (task, condition, method, budget, "seed", str(seed)) if part)
-            if not force and (task, condition, method, budget, seed, commit) in done:
+            if not force and (task, condition, method, budget, seed, family.code()) in done:
                 print(f"{name}: there already", flush=True)
                 continue
             try:
@@ -89,13 +92,14 @@ def run_all(
 def _runs(tasks: Sequence[str], seeds: int, conditions: Sequence[str] | None) -> Iterator[tuple[str, str, int]]:
     """(task, condition, seed); the methods of one share its data."""
     for task in tasks:
-        for condition in [known for known in family_of(task).tasks[task] if conditions is None or known in conditions]:
+        for condition in [known for known in conditions_of(task) if conditions is None or known in conditions]:
             for seed in range(seeds):
                 yield task, condition, seed
 
 
 def _run(task: str, condition: str, method: str, budget: str, seed: int, commit: str) -> records.Row:
-    outcome = family_of(task).run(task, condition, method, budget, seed)
+    family, started = family_of(task, condition), time.process_time()
+    outcome = family.run(task, condition, method, budget, seed)
     return {
         "task": task,
         "condition": condition,
@@ -105,10 +109,12 @@ def _run(task: str, condition: str, method: str, budget: str, seed: int, commit:
         "seed": seed,
         "metrics": {name: float(value) for name, value in outcome.metrics.items()},
         "seconds": round(outcome.seconds, 3),
+        "cpu_seconds": round(time.process_time() - started, 3),
         "train_steps": outcome.train_steps,
         "device": _device(budget),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("ldm-filter", "torch", "numpy")},
         "commit": commit,
+        "code": family.code(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,7 +1,7 @@
 """Results as JSON lines, one per run: written by the runners, read by the tables.
 
-A run is named by ``KEY``; of several lines with one name the newest counts. ``commit`` names the code that made the figures, see
-`code_version`.
+A run is named by ``KEY``; of several lines with one name the newest counts. ``code`` is the fingerprint of the code that made the figures, see
+`benchmarks.fingerprint`, and ``commit`` where to find it, see `code_version`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "RESULTS",
     "ROOT",
     "SMOKE_RESULTS",
+    "Clock",
     "Outcome",
     "Row",
     "append",
@@ -32,29 +34,43 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-FIELDS = ("task", "condition", "method", "readout", "budget", "seed", "metrics", "seconds", "train_steps", "device", "versions", "commit", "time")
+FIELDS = (
+    *("task", "condition", "method", "readout", "budget", "seed", "metrics", "seconds", "cpu_seconds", "train_steps"),
+    *("device", "versions", "commit", "code", "time"),
+)
+# What the first results did not hold: they count as made by other code.
+LATER: Row = {"cpu_seconds": None, "code": ""}
 KEY = ("task", "condition", "method", "budget", "seed")
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SMOKE_RESULTS = ROOT / "out" / "benchmarks"
-# What a figure depends on; a change elsewhere leaves it valid.
-CODE = (
-    "ldm_filter",
-    "native",
-    "datasets",
-    *(f"benchmarks/{name}.py" for name in ("dot_tasks", "dot_methods", "oracles", "particles")),
-    *(f"benchmarks/latent_{name}.py" for name in ("tasks", "systems", "methods", "judge")),
-    *(f"benchmarks/series_{name}.py" for name in ("tasks", "methods")),
-)
+CODE = ("ldm_filter", "native", "datasets", "benchmarks/*.py")
 
 
 class Outcome(NamedTuple):
-    """What a run found. ``seconds`` is the wall time without drawing the data; ``metrics["fit_seconds"]`` that of the fit alone."""
+    """What a run found. ``seconds`` is the wall time without drawing the data; ``metrics`` holds that of the fit alone, see `Clock`."""
 
     metrics: dict[str, float]
     readout: str
     seconds: float
     train_steps: int
+
+
+class Clock:
+    """Wall time and CPU time since it was made, or last read.
+
+    CPU time, of all threads of this process, does not grow while others use the machine; on one thread it is what a free machine would take.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """``fit_seconds``, ``fit_cpu_seconds``: what a family adds to its metrics after a fit."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = {"fit_seconds": wall - self._wall, "fit_cpu_seconds": cpu - self._cpu}
+        self._wall, self._cpu = wall, cpu
+        return found
 
 
 def key(row: Row) -> tuple[Any, ...]:
@@ -92,9 +108,9 @@ def read(folder: Path) -> list[Row]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path.name} line {number} is not JSON ({error}); delete the line and run again") from None
-            if not isinstance(row, dict) or set(row) != set(FIELDS):
+            if not isinstance(row, dict) or set(LATER | row) != set(FIELDS):
                 raise ValueError(f"{path.name} line {number} has not exactly the fields {', '.join(FIELDS)}; delete the line and run again")
-            rows.append(row)
+            rows.append({name: (LATER | row)[name] for name in FIELDS})
     return rows
 
 
@@ -115,8 +131,7 @@ def machine() -> str:
 
 
 def code_version(root: Path = ROOT, code: Sequence[str] = CODE) -> str:
-    """Commit of the last change to the code that figures depend on (``code``, in git's way to write paths), with a mark of its own for each
-    state of uncommitted changes.
+    """Commit of the last change to ``code`` (paths in git's way to write them), with a mark of its own for each state of uncommitted changes.
 
     ``"4a80abe"`` from a clean tree, ``"4a80abe+9c1d"`` with changes, ``"unknown"`` outside a git checkout.
     """

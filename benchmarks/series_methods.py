@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.records import Outcome
+from benchmarks.records import Clock, Outcome
 from benchmarks.series_tasks import TASKS, Bench, Task, judge
 from ldm_filter import LDMFilter
 from ldm_filter.baselines import HoldLast, LinearInterpolation, SeasonalNaive, VARKalman
@@ -82,10 +82,10 @@ def _learned(task: str, bench: Bench, budget: str, seed: int) -> Answer:
     horizon, base = TASKS[task].horizon, np.zeros(1)
     if task in DIFFERENCE:
         bench, base = _differenced(bench, DIFFERENCE[task], horizon)
-    started = time.perf_counter()
+    clock = Clock()
     model = LDMFilter(seed=seed, **MODELS[task])
     model.fit(bench.train, inputs=bench.train_inputs, epochs=EPOCHS[budget][task], progress=False)
-    extra = {"fit_seconds": time.perf_counter() - started}
+    extra = clock.read()
     steps = len(model.history_.epochs)
     if not horizon:
         filled = model.smooth(bench.contexts)

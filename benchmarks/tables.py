@@ -13,13 +13,14 @@ from statistics import mean, stdev
 from benchmarks import records
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
-from benchmarks.families import PUBLISHED, TASKS
+from benchmarks.families import PUBLISHED, TASKS, current_code
 from benchmarks.markdown import replace_between, table
 from benchmarks.records import Row
 
 __all__ = ["full_tables", "summary_table", "update"]
 
 MARK = "†"
+Code = Callable[[str, str], str]  # (task, condition) -> fingerprint of the code that makes its figures today
 FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
 SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
 NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
@@ -64,22 +65,22 @@ SUMMARY_COLUMNS = (
 PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range")
 
 
-def full_tables(rows: Sequence[Row], commit: str) -> str:
+def full_tables(rows: Sequence[Row], code: Code) -> str:
     """One table per task, condition and budget: every method, mean and spread over seeds, the published figures below.
 
     Args:
         rows: runs, see `records.read`.
-        commit: the code of today; methods with runs by other code are marked.
+        code: of today; methods with runs by other code are marked.
     """
     parts = []
     for task, condition, budget in _groups(rows):
         group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
         title = ", ".join(part for part in (f"`{task}`", condition, f"budget {budget}") if part)
-        parts.append(f"### {title}\n\n{_task_table(task, group, commit)}\n\n{_footer(group, commit)}")
+        parts.append(f"### {title}\n\n{_task_table(task, group, code)}\n\n{_footer(group, code)}")
     return "\n\n".join(parts) or NOTHING
 
 
-def summary_table(rows: Sequence[Row], commit: str) -> str:
+def summary_table(rows: Sequence[Row], code: Code) -> str:
     """One line per task: the learned filter (with its default objective) beside the best classical one, the exact one and the paper."""
     lines = []
     for task, condition, budget in _groups(rows):
@@ -89,7 +90,7 @@ def summary_table(rows: Sequence[Row], commit: str) -> str:
             continue
         best = _best([row for row in group if row["method"].startswith("pca-em")])
         oracle = [row for row in group if row["method"] == "oracle"]
-        name = f"`{task}`" + ("" if budget == "cpu" else f", budget {budget}") + _mark(group, commit)
+        name = f"`{task}`" + ("" if budget == "cpu" else f", budget {budget}") + _mark(group, code)
         cells = [name, _figure(ours, "r2", ".4f"), _figure(best, "r2", ".4f"), _figure(oracle, "r2", ".4f")]
         quoted = [row.r2 for row in PUBLISHED.get(task, ()) if row.name.startswith("paper") and "re-run" not in row.name]
         cells += [" / ".join(quoted), *(_figure(ours, key, form) for key, _, form in SUMMARY_COLUMNS)]
@@ -98,14 +99,14 @@ def summary_table(rows: Sequence[Row], commit: str) -> str:
         return NOTHING
     heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", *(head for _, head, _ in SUMMARY_COLUMNS)]
     every = [row for row in records.newest(rows) if row["budget"] != "smoke"]
-    return f"{table(heads, lines)}\n\n{_footer(every, commit)}"
+    return f"{table(heads, lines)}\n\n{_footer(every, code)}"
 
 
 def update(root: Path = records.ROOT) -> list[Path]:
     """Rewrite the marked parts of ``benchmarks/README.md`` and ``README.md``; a file without the markers is left alone. Returns what changed."""
-    rows, commit = records.read(root / "benchmarks" / "results"), records.code_version(root)
+    rows = records.read(root / "benchmarks" / "results")
     changed = []
-    jobs: tuple[tuple[Path, tuple[str, str], Callable[[Sequence[Row], str], str]], ...] = (
+    jobs: tuple[tuple[Path, tuple[str, str], Callable[[Sequence[Row], Code], str]], ...] = (
         (root / "benchmarks" / "README.md", FULL, full_tables),
         (root / "README.md", SUMMARY, summary_table),
     )
@@ -113,7 +114,7 @@ def update(root: Path = records.ROOT) -> list[Path]:
         if not path.exists():
             continue
         before = path.read_text(encoding="utf-8")
-        after = replace_between(before, markers, render(rows, commit))
+        after = replace_between(before, markers, render(rows, current_code))
         if after != before:
             path.write_text(after, encoding="utf-8")
             changed.append(path)
@@ -127,13 +128,13 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     return sorted(found, key=lambda group: (order.index(group[0]) if group[0] in order else len(order), group))
 
 
-def _task_table(task: str, group: Sequence[Row], commit: str) -> str:
-    columns = [column for column in COLUMNS if any(column[0] in row["metrics"] for row in group)]
+def _task_table(task: str, group: Sequence[Row], code: Code) -> str:
+    columns = [column for column in COLUMNS if any(_value(row, column[0]) is not None for row in group)]
     lines = []
     for method in _methods(group):
         rows = [row for row in group if row["method"] == method]
         name = f"**`{method}`**" if method.startswith("ldm-") else f"`{method}`"
-        lines.append([name + _mark(rows, commit), rows[0]["readout"], str(len(rows)), *(_figure(rows, key, form) for key, _, form in columns)])
+        lines.append([name + _mark(rows, code), rows[0]["readout"], str(len(rows)), *(_figure(rows, key, form) for key, _, form in columns)])
     for quoted in PUBLISHED.get(task, ()):
         figures = [getattr(quoted, key) if key in PUBLISHED_COLUMNS else "" for key, _, _ in columns]
         lines.append([f"*{quoted.name}*", "affine", "", *figures])
@@ -154,21 +155,32 @@ def _best(rows: Sequence[Row]) -> list[Row]:
 
 def _figure(rows: Sequence[Row], name: str, form: str) -> str:
     """Mean, and from two seeds on the standard deviation over seeds."""
-    values = [row["metrics"][name] for row in rows if name in row["metrics"]]
+    values = [value for row in rows if (value := _value(row, name)) is not None]
     if not values:
         return ""
     return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
 
-def _mark(rows: Sequence[Row], commit: str) -> str:
-    return f" {MARK}" if any(row["commit"] != commit for row in rows) else ""
+def _value(row: Row, name: str) -> float | None:
+    """A figure of a run. The time of a fit is CPU time, where it was measured and the fit ran on one thread; else wall time."""
+    if name == "fit_seconds" and row["device"].endswith("threads: 1") and "fit_cpu_seconds" in row["metrics"]:
+        name = "fit_cpu_seconds"
+    return row["metrics"].get(name)
 
 
-def _footer(rows: Sequence[Row], commit: str) -> str:
+def _old(row: Row, code: Code) -> bool:
+    return row["code"] != code(row["task"], row["condition"])
+
+
+def _mark(rows: Sequence[Row], code: Code) -> str:
+    return f" {MARK}" if any(_old(row, code) for row in rows) else ""
+
+
+def _footer(rows: Sequence[Row], code: Code) -> str:
     """Machines and versions of the runs, and what the mark means where it stands."""
     devices = "; ".join(sorted({row["device"] for row in rows}))
     versions = "; ".join(sorted({", ".join(f"{name} {number}" for name, number in row["versions"].items()) for row in rows}))
-    old = sorted({row["commit"] for row in rows if row["commit"] != commit})
+    old = sorted({row["commit"] for row in rows if _old(row, code)})
     note = f" {MARK} made by other code than today's ({', '.join(old)})." if old else ""
     return f"{devices}; {versions}.{note}"
 

@@ -130,7 +130,7 @@ def test_a_smoke_run_of_both_conditions_with_every_method(tmp_path: Path) -> Non
     methods = latent_methods.default_methods("linear-latent")
     assert [(row["condition"], row["method"]) for row in rows] == [(condition, method) for condition in ("", "mild") for method in methods]
     mild = {row["method"]: row["metrics"] for row in rows if row["condition"] == "mild"}
-    names = "affine_r2 affine_r2_back mse mcc procrustes eig_error dyn_r2 injectivity neighbours nis fit_seconds"
+    names = "affine_r2 affine_r2_back mse mcc procrustes eig_error dyn_r2 injectivity neighbours nis fit_seconds fit_cpu_seconds"
     assert set(mild["ldm-log-det"]) == set(names.split())
     assert mild["oracle"]["affine_r2"] > mild["ldm-log-det"]["affine_r2"] > 0.8
 

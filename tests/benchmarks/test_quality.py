@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,8 +23,13 @@ TASK = "circular-constant-noise"
 def row(**changes: object) -> records.Row:
     """A run with made-up figures, for the tables alone."""
     made = {"task": TASK, "condition": "", "method": "ldm-log-det", "readout": "affine", "budget": "cpu", "seed": 0, "metrics": {"r2": 0.9}}
-    made |= {"seconds": 1.0, "train_steps": 1, "device": "cpu", "versions": {"torch": "2"}, "commit": "abc", "time": "2026-01-01T00:00:00+00:00"}
-    return made | changes
+    made |= {"seconds": 1.0, "cpu_seconds": 0.5, "train_steps": 1, "device": "cpu", "versions": {"torch": "2"}}
+    return made | {"commit": "abc", "code": "c0de", "time": "2026-01-01T00:00:00+00:00"} | changes
+
+
+def today(task: str, condition: str) -> str:
+    """The fingerprint of all code, as far as the tables know."""
+    return "c0de"
 
 
 # --- the runner
@@ -35,11 +42,12 @@ def test_a_smoke_run_writes_whole_lines_and_is_not_repeated(tmp_path: Path) -> N
     assert [entry["method"] for entry in rows] == methods
     assert all(tuple(entry) == records.FIELDS for entry in rows)
     learned, classical, unfiltered, oracle = (entry["metrics"] for entry in rows)
-    names = "r2 r2_x r2_y mse excess nis nees coverage50 coverage80 coverage95 nll crps fit_seconds"
+    names = "r2 r2_x r2_y mse excess nis nees coverage50 coverage80 coverage95 nll crps fit_seconds fit_cpu_seconds"
     turned = "nll_turned nees_turned coverage50_turned coverage80_turned coverage95_turned"
     assert set(learned) == set(names.split() + turned.split())
     assert oracle["r2"] > max(learned["r2"], classical["r2"]) and min(learned["r2"], classical["r2"]) > unfiltered["r2"]
     assert oracle["excess"] == 0.0 and learned["excess"] == pytest.approx(learned["mse"] / oracle["mse"] - 1)
+    assert all(entry["code"] == quality.family_of(TASK).code() and entry["cpu_seconds"] >= 0 for entry in rows)
     assert rows[0]["train_steps"] == 3 and rows[3]["train_steps"] == 0  # 22 of 24 series train, in batches of at most 8
     assert quality.run_all([TASK], methods, "smoke", 1, tmp_path) == 0
     assert len(records.read(tmp_path)) == 4
@@ -132,6 +140,22 @@ def test_lines_are_refused_when_written_and_named_when_read(tmp_path: Path) -> N
         records.read(tmp_path)
 
 
+def test_a_line_from_before_code_and_cpu_time_were_kept_is_old_code(tmp_path: Path) -> None:
+    early = {name: value for name, value in row().items() if name not in records.LATER}
+    (tmp_path / f"{TASK}.jsonl").write_text(json.dumps(early) + "\n")
+    assert records.read(tmp_path) == [early | {"cpu_seconds": None, "code": ""}]
+    assert tables.MARK in tables.full_tables(records.read(tmp_path), today)
+
+
+def test_a_clock_tells_work_from_waiting() -> None:
+    clock = records.Clock()
+    time.sleep(0.05)
+    waited = clock.read()
+    while time.process_time() < 0.05 + waited["fit_cpu_seconds"]:
+        pass
+    assert waited["fit_seconds"] >= 0.05 > 5 * waited["fit_cpu_seconds"]
+
+
 def test_the_newest_line_of_a_run_counts() -> None:
     old, new, other = row(), row(time="2026-01-02T00:00:00+00:00", seconds=2.0), row(seed=1)
     assert records.newest([new, other, old]) == [new, other]
@@ -169,21 +193,21 @@ def test_tables_hold_mean_and_spread_whatever_the_order() -> None:
     values = [0.9931, 0.9954, 0.9962]
     rows = [row(seed=seed, metrics={"r2": value, "nis": 1.0}) for seed, value in enumerate(values)]
     rows += [row(method="oracle", readout="none", metrics={"r2": 0.997}), row(budget="smoke", metrics={"r2": 0.1234})]
-    text = tables.full_tables(rows, "abc")
-    assert text == tables.full_tables(rows[::-1], "abc")
+    text = tables.full_tables(rows, today)
+    assert text == tables.full_tables(rows[::-1], today)
     assert f"| **`ldm-log-det`** | affine | 3 | {mean(values):.4f} ± {stdev(values):.4f} | 1.00 ± 0.00 |" in text
     assert "| `oracle` | none | 1 | 0.9970 | – |" in text
     assert "0.1234" not in text and tables.MARK not in text
-    marked = tables.full_tables([*rows[1:], rows[0] | {"commit": "old"}], "abc")
+    marked = tables.full_tables([*rows[1:], rows[0] | {"commit": "old", "code": "0ld"}], today)
     assert "**`ldm-log-det`** †" in marked and "`oracle` |" in marked and "† made by other code than today's (old)" in marked
 
 
 def test_the_summary_names_the_best_classical_filter_and_the_paper() -> None:
     task = "figure8"
     figures = {"ldm-log-det": 0.99, "ldm-knn": 0.5, "pca-em-kf": 0.95, "pca-em-kf-adaptive": 0.97, "pca-affine": 0.98, "oracle": 0.999}
-    text = tables.summary_table([row(task=task, method=method, metrics={"r2": value}) for method, value in figures.items()], "abc")
+    text = tables.summary_table([row(task=task, method=method, metrics={"r2": value}) for method, value in figures.items()], today)
     assert "| `figure8` | 0.9900 | 0.9700 | 0.9990 | .990 / .991 |" in text
-    assert tables.summary_table([], "abc") == tables.full_tables([], "abc") == tables.NOTHING
+    assert tables.summary_table([], today) == tables.full_tables([], today) == tables.NOTHING
     assert set(PUBLISHED) <= set(SETTINGS)
 
 
@@ -200,6 +224,14 @@ def test_update_rewrites_between_the_markers_only(tmp_path: Path) -> None:
     assert tables.update(tmp_path) == []
 
 
+def test_the_time_of_a_fit_is_cpu_time_where_that_is_known_and_one_thread_ran() -> None:
+    times = {"fit_seconds": 90.0, "fit_cpu_seconds": 60.0}
+    one, many = row(metrics=times, device="a, 2 cores, threads: 1"), row(metrics=times, device="a, 2 cores, threads: 2")
+    early = row(metrics={"fit_seconds": 90.0}, device="a, 2 cores, threads: 1")
+    shown = [tables.full_tables([entry], today).splitlines()[4].split("|")[4].strip() for entry in (one, many, early)]
+    assert shown == ["60", "90", "90"]
+
+
 @pytest.mark.parametrize(
     ("path", "markers", "render"),
     [("benchmarks/README.md", tables.FULL, tables.full_tables), ("README.md", tables.SUMMARY, tables.summary_table)],
@@ -211,5 +243,5 @@ def test_no_figure_in_the_readmes_is_typed(path: str, markers: tuple[str, str], 
         return re.sub(rf" ?{tables.MARK}( made by .*\.$)?", "", text, flags=re.MULTILINE)
 
     text = (records.ROOT / path).read_text(encoding="utf-8")
-    fresh = markdown.replace_between(text, markers, render(records.read(records.RESULTS), "today"))  # type: ignore[operator]
+    fresh = markdown.replace_between(text, markers, render(records.read(records.RESULTS), today))  # type: ignore[operator]
     assert ageless(text) == ageless(fresh), "run `python -m benchmarks.tables`"
