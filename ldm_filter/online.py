@@ -6,6 +6,7 @@ The door; what is behind it is in `ldm_filter.streams`.
 from __future__ import annotations
 
 from ldm_filter.streams.filter import OnlineFilter
+from ldm_filter.streams.modules import ModuleStep
 from ldm_filter.streams.results import OnlineState, Smoothed, StepResult
 
-__all__ = ["OnlineFilter", "OnlineState", "Smoothed", "StepResult"]
+__all__ = ["ModuleStep", "OnlineFilter", "OnlineState", "Smoothed", "StepResult"]

@@ -42,7 +42,7 @@ def make_series(steps: int, series: int = 1, event_shape: tuple[int, ...] = (CHA
 
 def run_batch(model: LatentFilter, values: np.ndarray) -> dict[str, torch.Tensor]:
     """The reference: the whole series through the model at once, and the NIS from its projections."""
-    x = torch.from_numpy(values).to(model.dynamics.mean.dtype)
+    x = torch.from_numpy(values).to(model.encoder.center.dtype)
     observed = ~x.isnan()
     with torch.no_grad():
         measurements, seen = model.encode(x.nan_to_num(0.0), observed)

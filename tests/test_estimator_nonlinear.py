@@ -113,12 +113,19 @@ def test_a_model_that_is_not_linear_has_no_place_in_filterpy(model: LDMFilter) -
         model.to_filterpy()
 
 
-def test_what_is_refused_for_them_says_so(model: LDMFilter) -> None:
-    with pytest.raises(ValueError, match="not filtered online"):
-        model.online()
-    with pytest.raises(ValueError, match="gate needs linear-Gaussian dynamics"):
-        model.filter(frame(30, seed=3), gate="hard")
-    assert np.isfinite(model.anomalies(frame(30, seed=3)).score).all()
+@pytest.mark.parametrize("gate", [None, "hard", "student-t"])
+def test_batch_and_stream_decide_alike(model: LDMFilter, gate: str | None) -> None:
+    data = frame(40, seed=3)
+    data.iloc[20, 0] += 50.0
+    data.iloc[30:33] = np.nan
+    result, online = model.filter(data, gate=gate), model.online(gate=gate)
+    steps = [online.step(row.to_numpy(), time=when) for when, row in data.iterrows()]
+    np.testing.assert_allclose(result.filtered_mean, torch.stack([step.mean for step in steps]), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(result.log_likelihood, torch.stack([step.log_likelihood for step in steps]), rtol=1e-3, atol=1e-2)
+    if gate is not None:
+        np.testing.assert_allclose(result.gate_weight, torch.stack([step.weight for step in steps]), rtol=1e-3, atol=1e-5)
+        assert float(result.gate_weight[20]) < 0.5
+    assert np.isfinite(model.anomalies(frame(30, seed=3), gate=gate).score).all()
 
 
 @pytest.mark.parametrize("dynamics", ["locally-linear", "ekf", "ukf"])
@@ -138,12 +145,18 @@ def test_inputs(dynamics: str) -> None:
     assert np.isfinite(model.smooth(data, inputs=pushes).smoothed_mean).all()
 
 
-def test_gaps_are_refused_where_a_step_is_one_interval() -> None:
-    data = frame(60, seed=3)
-    holes = pd.concat([data.iloc[:20], data.iloc[26:]])
-    with pytest.raises(ValueError, match="rows of NaN"):
-        fitted("ukf", "constant").filter(holes)
-    assert np.isfinite(fitted("linear", "adaptive").filter(holes).filtered_mean).all()
+@pytest.mark.parametrize(("dynamics", "noise"), [("ukf", "constant"), ("locally-linear", "state"), ("linear", "adaptive")])
+def test_a_gap_is_predicted_over(dynamics: str, noise: str) -> None:
+    model, data = fitted(dynamics, noise), frame(60, seed=3)
+    holes, blank = pd.concat([data.iloc[:20], data.iloc[26:]]), data.copy()
+    blank.iloc[20:26] = np.nan
+    found, dense = model.smooth(holes), model.smooth(blank)
+    if noise != "adaptive":  # which grows calmer row by row
+        rows = [*range(20), *range(26, 60)]
+        np.testing.assert_allclose(found.filtered_mean, dense.filtered_mean[rows], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.smoothed_mean, dense.smoothed_mean[rows], rtol=0, atol=1e-4)
+    assert np.isfinite(found.filtered_mean).all()
+    assert np.isfinite(model.forecast(holes, 3).to_numpy()).all()
 
 
 def test_float64_and_the_same_seed() -> None:

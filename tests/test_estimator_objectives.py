@@ -57,9 +57,13 @@ def test_recurrent_dynamics_predict_one_step_and_refuse_what_they_have_not(tmp_p
     assert model.sample(steps=5, num_paths=2).state_paths.shape[-2:] == (5, 3)
     model.save(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(LDMFilter.load(tmp_path / "m.safetensors", device="cpu").filter(DATA).predicted_mean, result.predicted_mean)
-    for call in (model.smooth, model.diagnose, lambda data: model.forecast(data, horizon=3), lambda _: model.online(), lambda _: model.to_filterpy()):
+    for call in (model.smooth, model.diagnose, lambda data: model.forecast(data, horizon=3), lambda _: model.to_filterpy()):
         with pytest.raises(ValueError, match="recurrent"):
             call(DATA)
+    assert np.isfinite(model.forecast(DATA, horizon=1).forecast_mean).all()
+    online = model.online(gate="hard")
+    steps = np.stack([online.step(row).mean for row in DATA[0]])
+    np.testing.assert_allclose(model.filter(DATA[0], gate="hard").filtered_mean, steps, rtol=0, atol=1e-5)
     for arguments in ({"latent_dim": 2}, {"noise": "input"}):
         with pytest.raises(ValueError, match="dynamics is 'recurrent'"):
             LDMFilter(3, dynamics="recurrent", **arguments).fit(DATA, epochs=1, progress=False)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ldm_filter.models.dynamics import LinearDynamics
-from ldm_filter.models.encoders import Encoder
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.online import OnlineFilter, StepResult
 from tests.online_problems import assert_equal_results, make_model, make_series, run_batch, run_online
@@ -226,15 +225,19 @@ def test_constructor_refuses():
             OnlineFilter(*arguments)
 
 
-def test_dynamics_with_a_filter_of_their_own_are_refused():
-    """Their step is not the linear one: a stream would silently differ from the batch."""
+def test_dynamics_with_a_filter_of_their_own_go_their_own_way():
+    """Their step need not be the linear one: a stream asks their methods, and here gets the same."""
 
     class Own(LinearDynamics):
         def filter(self, *arguments, **further):
             return super().filter(*arguments, **further)
 
-    with pytest.raises(ValueError, match="dynamics are Own"):
-        OnlineFilter(LatentFilter(Encoder((6,), 2), Own(4, 2)))
+    model, values = make_model(), make_series(12)[0]
+    own = Own(8, 4).double()
+    own.load_state_dict(model.dynamics.state_dict())
+    results = [run_online(OnlineFilter(LatentFilter(model.encoder, dynamics)), values) for dynamics in (model.dynamics, own)]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 def test_foreign_states_are_refused():

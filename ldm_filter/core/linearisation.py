@@ -23,7 +23,20 @@ from ldm_filter.core.inputs import check_kind
 from ldm_filter.core.linalg import cholesky_psd, matvec, symmetrise
 from ldm_filter.types import Gaussian, StateSpace
 
-__all__ = ["Affine", "Linearise", "SigmaPoints", "Step", "Transition", "cubature", "extended", "linear", "mixture", "sigma_point", "unscented"]
+__all__ = [
+    "Affine",
+    "Linearise",
+    "SigmaPoints",
+    "Step",
+    "Transition",
+    "cubature",
+    "extended",
+    "linear",
+    "mixture",
+    "repeated",
+    "sigma_point",
+    "unscented",
+]
 
 Step = int | slice
 """Which step a transition leads into; a slice where the beliefs ``(B, T', n)`` are those of several steps at once."""
@@ -186,3 +199,39 @@ def linear(ssm: StateSpace) -> tuple[Transition, Linearise]:
         return Gaussian(matvec(matrix, state.to(matrix)) + offset, cov)
 
     return transition, linearise
+
+
+def repeated(transition: Transition, linearise: Linearise, counts: Tensor) -> tuple[Transition, Linearise]:
+    """Several steps as one, for rows with a gap before them: each is linearised at the prediction of the one before.
+
+        A = A_k ... A_1,   a = A_k (... (A_2 a_1 + a_2) ...) + a_k,   Q = A_k (... (A_2 Q_1 A_2' + Q_2) ...) A_k' + Q_k
+
+    This is what as many rows without an observation would be predicted by. A state that is known is carried on by tangents.
+
+    Args:
+        counts: k, whole numbers ``(1 | B, T)``; that at index t leads into step t.
+    """
+
+    def over(one: Linearise) -> Linearise:
+        def several(belief: Gaussian, step: Step) -> Affine:
+            count = counts[:, step] if counts.shape[1] > 1 or not isinstance(step, int) else counts[:, 0]
+            way, now = one(belief, step), belief
+            for k in range(2, int(count.max()) + 1):
+                A, a, Q = way
+                now = Gaussian(matvec(A, belief.mean) + a, symmetrise(A @ belief.cov @ A.mT + Q))
+                B, b, W = one(now, step)
+                going = (count >= k)[..., None, None]
+                way = Affine(
+                    torch.where(going, B @ A, A), torch.where(going[..., 0], matvec(B, a) + b, a), torch.where(going, symmetrise(B @ Q @ B.mT + W), Q)
+                )
+            return way
+
+        return several
+
+    exact = over(extended(transition))
+
+    def move(state: Tensor, step: Step) -> Gaussian:
+        matrix, offset, cov = exact(Gaussian(state, torch.zeros_like(state).unsqueeze(-1) * torch.zeros_like(state).unsqueeze(-2)), step)
+        return Gaussian(matvec(matrix, state.to(matrix)) + offset, cov)
+
+    return move, over(linearise)

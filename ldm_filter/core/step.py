@@ -16,7 +16,7 @@ import numpy as np
 from ldm_filter.core.gating import Gate, gated_weight
 from ldm_filter.core.linalg import NotPositiveDefiniteError
 
-__all__ = ["Belief", "Corrected", "Transition", "compose", "correct", "predict", "select", "smooth_back"]
+__all__ = ["Belief", "Corrected", "Transition", "compose", "correct", "predict", "release", "select", "smooth_back"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -130,6 +130,15 @@ def select(seen: np.ndarray, corrected: Corrected, predicted: Belief, run: np.nd
     )
 
 
+def release(distance: np.ndarray, count: np.ndarray | int, gate: Gate, run: np.ndarray) -> np.ndarray:
+    """Factor on the prediction's covariance ``(...)``, 1 where the gate does not open.
+
+    Enough on end outside, and it is the state that has moved: the prediction is wrong by about its distance, once; then it is followed.
+    """
+    released = run == gate.patience + 1
+    return np.where(released, np.maximum(distance / np.maximum(count, 1), 1.0), 1.0) if released.any() else np.ones_like(distance)
+
+
 def _inverse_factor(P: np.ndarray, R: np.ndarray, C: np.ndarray) -> np.ndarray:
     """L^-1 of S = L L' = C P C' + R."""
     S = C @ P @ C.swapaxes(-1, -2) + R
@@ -163,11 +172,7 @@ def _gated(
     run: np.ndarray,
 ) -> tuple[Belief, np.ndarray]:
     """The belief that a gate allows, and the weight that it gave the measurement."""
-    # Enough on end outside: it is the state that has moved. The prediction is wrong by about its distance, once; then it is followed.
-    released = run == gate.patience + 1
-    if released.any():
-        scale = np.where(released, np.maximum(distance / np.maximum(count, 1), 1.0), 1.0)
-        predicted = predicted._replace(cov=predicted.cov * scale[..., None, None])
+    predicted = predicted._replace(cov=predicted.cov * release(distance, count, gate, run)[..., None, None])
     open_ = run > gate.patience
     weight = np.where(open_, 1.0, gated_weight(gate, predicted.cov, innovation, R, C, distance, count))
     taken = np.maximum(weight, 1e-12)[..., None, None]

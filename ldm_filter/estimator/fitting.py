@@ -87,12 +87,20 @@ def build(
         torch.manual_seed(config["seed"])
         measure = Encoder(event_shape, latent_dim, encoder, "input" if config["noise"] == "input" else "constant", space)
         predictor = None if chosen.latent_model == "dynamics" else build_predictor(chosen.latent_model, latent_dim, space, **settings)
+        if isinstance(config["dynamics"], Dynamics):
+            return LatentFilter(measure, _own(config["dynamics"], input_dim), predictor).to(dtype)
         if config["dynamics"] == "recurrent":
             return LatentFilter(measure, _recurrent(config["state_dim"], latent_dim, config["noise"], input_dim), predictor).to(dtype)
     kind = ContinuousDynamics if config["dynamics"] == "continuous" else LinearDynamics
     sizes = config["state_dim"], latent_dim
     base = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
     return LatentFilter(measure, named_dynamics(base, config["dynamics"], config["noise"], generator), predictor).to(dtype)
+
+
+def _own(dynamics: Dynamics, input_dim: int) -> Dynamics:
+    if dynamics.input_dim != input_dim:
+        raise ValueError(f"inputs have {input_dim} channels, and the module given as dynamics takes {dynamics.input_dim}; make them alike")
+    return dynamics
 
 
 def _recurrent(state_dim: int, latent_dim: int, noise: str, input_dim: int) -> RecurrentDynamics:

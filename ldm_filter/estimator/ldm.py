@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filterpy.kalman import KalmanFilter
 from torch import nn
@@ -19,6 +18,7 @@ from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.known import known_labels, known_model, known_readout, matrices_of
 from ldm_filter.estimator.queries import Queries
 from ldm_filter.estimator.selection import Size, compare_sizes, smallest_good
+from ldm_filter.models.base import Dynamics
 from ldm_filter.models.readout import fit_readout, split_off
 from ldm_filter.training import History, TrainingOptions
 from ldm_filter.types import Context, Gaussian, Sequences
@@ -42,7 +42,8 @@ class LDMFilter(Queries):
             network beside the linear motion, filtered by its tangents or by sigma points. The last three are for motions that are not one
             linear system (full turns and swings, limit cycles); they start at the linear filter and cost about ten times its time.
             ``"recurrent"``: a GRU predicts the next latent, which is then the state (``latent_dim = state_dim``). It has no posterior: ``filter``
-            gives one-step predictions, ``score`` and ``encode`` work, ``smooth`` and longer forecasts are refused.
+            gives one-step predictions, ``score`` and ``encode`` work, ``smooth`` and longer forecasts are refused. Or a module of your own, a
+            :class:`~ldm_filter.models.base.Dynamics`; it is trained in place.
         noise: ``"constant"`` measurement covariance; ``"input"``: a network of the observation, so noisy frames count for less; ``"state"``: a
             network of the predicted state; ``"adaptive"``: a process covariance that grows after surprises, for motions that jump.
         objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"scale-mixture"``, ``"knn"``, ``"kde"``,
@@ -79,7 +80,7 @@ class LDMFilter(Queries):
         state_dim: int | str,
         latent_dim: int | None = None,
         encoder: str | nn.Module = "auto",
-        dynamics: str = "linear",
+        dynamics: str | Dynamics = "linear",
         noise: str = "constant",
         objective: str = "auto",
         latent_model: str = "auto",
@@ -172,7 +173,7 @@ class LDMFilter(Queries):
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
             sequences = sequences._replace(context=Context(inputs=known.past))
         event_shape = tuple(sequences.values.shape[2:])
-        latent_dim = int(self.latent_dim or min(self.state_dim, int(np.prod(event_shape))))
+        latent_dim = settings.latents(self.get_params(), event_shape)
         settings.check_learnable(sequences, latent_dim)
         input_dim = 0 if self.input_labels_ is None else len(self.input_labels_.channels)
         model = fitting.build(event_shape, self.get_params(), self.encoder, latent_dim, self.dtype, input_dim)

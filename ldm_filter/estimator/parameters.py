@@ -17,6 +17,7 @@ from ldm_filter.estimator.context import Inputs, known_inputs, timed
 from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.estimator.inference import Run, result_fields, run_filter
 from ldm_filter.estimator.robust import Gated
+from ldm_filter.models.base import Dynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.training import History
@@ -45,19 +46,19 @@ class Parameters:
         save_checkpoint(path, *settings.to_checkpoint(self))
 
     @classmethod
-    def load(cls, path: str | Path, encoder: nn.Module | None = None, device: str = "auto") -> Self:
+    def load(cls, path: str | Path, encoder: nn.Module | None = None, device: str = "auto", dynamics: Dynamics | None = None) -> Self:
         """Read a file that :meth:`save` wrote.
 
         Args:
             path: the file.
-            encoder: the module, where the model was built with one of the user's own.
+            encoder, dynamics: the modules, where the model was built with the user's own.
             device: where to put the model.
 
         Raises:
             CheckpointError: truncated, foreign, or written by a newer version.
         """
         tensors, config = load_checkpoint(path)
-        return settings.from_checkpoint(cls, tensors, config, encoder, device)
+        return settings.from_checkpoint(cls, tensors, config, {"encoder": encoder, "dynamics": dynamics}, device)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments, as scikit-learn has it."""

@@ -17,7 +17,6 @@ from ldm_filter.estimator.forecasts import Forecasts
 from ldm_filter.estimator.handover import as_filterpy
 from ldm_filter.estimator.inference import observation_moments, predictive_density, result_fields
 from ldm_filter.estimator.robust import anomaly_fields, as_gate, run_gated
-from ldm_filter.models.stepwise import StepwiseDynamics
 from ldm_filter.online import OnlineFilter
 from ldm_filter.types import Context, Gaussian
 
@@ -158,11 +157,6 @@ class Queries(Forecasts):
             lag: steps kept for late observations and for ``smoothed()``. gate: as for :meth:`filter`.
         """
         chosen = None if gate is None else as_gate(gate)
-        if isinstance(self._model().dynamics, StepwiseDynamics):
-            raise ValueError(
-                f"{type(self._model().dynamics).__name__} are not filtered online; filter the series so far, or use "
-                'dynamics="linear" or "continuous" with noise="constant" or "input"'
-            )
         return OnlineFilter(self._model(), step_seconds=self.labels_.attrs.get("step"), streams=streams, lag=lag, gate=chosen)
 
     def to_filterpy(self) -> KalmanFilter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from ldm_filter.core.gating import Gate, chi2_tail
 from ldm_filter.core.linalg import round_cov
-from ldm_filter.core.step import Belief, Transition, correct, predict, select
+from ldm_filter.core.step import Belief, Corrected, Transition, correct, predict, select
 from ldm_filter.estimator.inference import Field, Run, normalised_innovations, observation_moments
 from ldm_filter.models.base import Dynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
+from ldm_filter.online import ModuleStep
 from ldm_filter.types import FilterResult, Gaussian
 
 __all__ = ["Gated", "anomaly_fields", "as_gate", "run_gated"]
@@ -42,12 +44,32 @@ def as_gate(gate: Gate | str) -> Gate:
     return gate
 
 
+class _Step(NamedTuple):
+    """What one gated step leaves: the prediction, what it says of the measurement, and what the gate made of it."""
+
+    predicted: Belief
+    projected: Belief
+    corrected: Corrected
+
+
 def run_gated(run: Run, model: LatentFilter, gate: Gate) -> tuple[Run, Gated]:
     """The run again, step by step, with outliers rejected or weighed down: the step is that of the online filter.
 
     Raises:
-        ValueError: dynamics that are no linear-Gaussian state-space model given times and inputs.
+        ValueError: a gate that raises R, where the dynamics take no notice of R.
     """
+    seen = run.seen.cpu().numpy()
+    linear = type(model.dynamics).filter is Dynamics.filter
+    steps = list((_linear_steps if linear else _module_steps)(run, model, gate))
+    densities, weight, runs = (np.stack([getattr(step.corrected, name) for step in steps], 1) for name in ("log_likelihood", "weight", "run"))
+    density = torch.from_numpy(densities).to(run.measurements.mean)
+    predicted, filtered, projected = zip(*((step.predicted, step.corrected.belief, step.projected) for step in steps), strict=True)
+    result = FilterResult(_stacked(predicted, run), _stacked(filtered, run), _stacked(projected, run), density)
+    columns: dict[str, Field] = {"gate_weight": (_DIMS, torch.from_numpy(weight)), "gate_outside": (_DIMS, torch.from_numpy(runs.astype(np.int64)))}
+    return run._replace(result=result), Gated(columns, _counts(gate, weight, runs, seen))
+
+
+def _linear_steps(run: Run, model: LatentFilter, gate: Gate) -> Iterator[_Step]:
     fields = _fields(model, run)
     seen, masks = run.seen.cpu().numpy(), run.mask.cpu().numpy()
     z, R = (part.cpu().double().numpy() for part in run.measurements)
@@ -55,30 +77,32 @@ def run_gated(run: Run, model: LatentFilter, gate: Gate) -> tuple[Run, Gated]:
     mean, cov = (part.detach().cpu().double().numpy() for part in model.dynamics.initial())
     belief = Belief(np.broadcast_to(mean, (len(seen), n)), np.broadcast_to(cov, (len(seen), n, n)))
     outside = np.zeros(len(seen))
-    predicted, projected, filtered, decided = [], [], [], []
     for t in range(seen.shape[1]):
         A, a, Q, C, c = (field[:, min(t, field.shape[1] - 1)] for field in fields)
         noise = R[:, min(t, R.shape[1] - 1)]
-        belief = predict(belief, Transition(A, a, Q)) if t else belief
-        predicted.append(belief)
-        projected.append(predict(belief, Transition(C, c, noise)))
+        predicted = predict(belief, Transition(A, a, Q)) if t else belief
         mask = masks[:, t] if masks.ndim == 3 else None
-        corrected = select(seen[:, t], correct(belief, z[:, t], noise, C, c, gate, outside, mask), belief, outside)
+        corrected = select(seen[:, t], correct(predicted, z[:, t], noise, C, c, gate, outside, mask), predicted, outside)
         belief, outside = corrected.belief, corrected.run
-        filtered.append(belief)
-        decided.append(corrected)
-    densities, weight, runs = (np.stack([getattr(one, name) for one in decided], 1) for name in ("log_likelihood", "weight", "run"))
-    density = torch.from_numpy(densities).to(run.measurements.mean)
-    result = FilterResult(_stacked(predicted, run), _stacked(filtered, run), _stacked(projected, run), density)
-    columns: dict[str, Field] = {"gate_weight": (_DIMS, torch.from_numpy(weight)), "gate_outside": (_DIMS, torch.from_numpy(runs.astype(np.int64)))}
-    return run._replace(result=result), Gated(columns, _counts(gate, weight, runs, seen))
+        yield _Step(predicted, predict(predicted, Transition(C, c, noise)), corrected)
+
+
+def _module_steps(run: Run, model: LatentFilter, gate: Gate) -> Iterator[_Step]:
+    one, masks = ModuleStep(model.dynamics, model.encoder.center), run.mask.cpu().numpy()
+    z, R = (part.cpu().double().numpy() for part in run.measurements)
+    belief, memory, outside = one.start(len(z)), None, np.zeros(len(z))
+    for t in range(z.shape[1]):
+        context, noise = run.sequences.context.steps(t, t + 1), R[:, min(t, R.shape[1] - 1)]
+        predicted = one.predict(belief, memory, context) if t else belief
+        projected = one.project(predicted, noise, context)
+        corrected, memory = one.correct(predicted, memory, z[:, t], noise, masks[:, t], context, gate, outside)
+        belief, outside = corrected.belief, corrected.run
+        yield _Step(predicted, projected, corrected)
 
 
 @torch.no_grad()
 def _fields(model: LatentFilter, run: Run) -> list[np.ndarray]:
     """A, a, Q, C, c as ``(1 | B, 1 | T, ...)``."""
-    if type(model.dynamics).filter is not Dynamics.filter:  # of their own, not the exact linear one whose step the gate is in
-        raise ValueError(f"gate needs linear-Gaussian dynamics, and these are {type(model.dynamics).__name__}; leave gate out")
     ssm = model.dynamics.state_space(run.sequences.context)
     events = (2, 1, 2, 2, 1)
     fields = [part.detach().cpu().double().numpy() for part in ssm[:5]]
@@ -108,7 +132,7 @@ def _score(p: Tensor) -> Tensor:
     return -p.clamp_min(1e-300).log10()
 
 
-def _stacked(beliefs: list[Belief], run: Run) -> Gaussian:
+def _stacked(beliefs: Sequence[Belief], run: Run) -> Gaussian:
     cov = torch.from_numpy(np.stack([belief.cov for belief in beliefs], 1))
     like = run.measurements.mean
     return Gaussian(torch.from_numpy(np.stack([belief.mean for belief in beliefs], 1)).to(like), round_cov(cov, like.dtype).to(like.device))

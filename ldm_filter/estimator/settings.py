@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import numbers
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.data.labels import describe, from_description
 from ldm_filter.estimator.fitting import build
 from ldm_filter.estimator.forecasting import Calibration
-from ldm_filter.models.base import NO_CONTEXT
+from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.objectives.objective import Objective
@@ -39,6 +40,7 @@ __all__ = [
     "composition",
     "default_mask_rate",
     "from_checkpoint",
+    "latents",
     "observation_draws",
     "target_fields",
     "to_checkpoint",
@@ -66,7 +68,10 @@ def check(params: dict[str, Any]) -> None:
     if params["dynamics"] == "matrices":
         raise ValueError("this LDMFilter was made from known matrices, and there is nothing to fit; make a new one with LDMFilter(state_dim)")
     for name, allowed in CHOICES.items():
-        check_choice(name, params[name], allowed)
+        if name == "dynamics" and isinstance(params[name], nn.Module):
+            _check_module(params[name], params)
+        else:
+            check_choice(name, params[name], allowed)
     composition(params, square=True)  # whether it is square shows with the data
     if isinstance(params["state_dim"], str) and params["state_dim"] != "auto":
         raise ValueError(f"state_dim is {params['state_dim']!r}, expected a whole number of at least 1, or 'auto'")
@@ -84,11 +89,35 @@ def check(params: dict[str, Any]) -> None:
     check_device(params["device"])
     if params["dtype"] not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {params['dtype']}, expected torch.float32 or torch.float64")
+    _check_rates(params)
+
+
+def _check_rates(params: dict[str, Any]) -> None:
     for name in ("learning_rate", "dynamics_rate"):
         if not params[name] > 0:
             raise ValueError(f"{name} is {params[name]}, expected a positive number")
     if params["mask_rate"] is not None and not 0 <= params["mask_rate"] < 1:
         raise ValueError(f"mask_rate is {params['mask_rate']}, expected a share in [0, 1)")
+
+
+def _check_module(dynamics: nn.Module, params: dict[str, Any]) -> None:
+    """Refuse a user's own dynamics that do not go with the other arguments."""
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"dynamics is a {type(dynamics).__name__}, expected a name or an ldm_filter.models.base.Dynamics: derive your module from it")
+    for name in ("state_dim", "latent_dim"):
+        given, own = params[name], getattr(dynamics, name)
+        if given != own and not (name == "latent_dim" and given is None):
+            raise ValueError(f"{name} is {given!r}, and the module given as dynamics has {own}; use one {name} for both")
+    if params["noise"] not in ("constant", "input"):
+        raise ValueError(
+            f"noise is {params['noise']!r}, which is for dynamics by name; let your own module scale its noise, or use 'constant' or 'input'"
+        )
+
+
+def latents(params: dict[str, Any], event_shape: tuple[int, ...]) -> int:
+    """m: as it was given, that of a user's own dynamics, or as many as states, at most the entries of an observation."""
+    own = params["dynamics"].latent_dim if isinstance(params["dynamics"], Dynamics) else None
+    return int(params["latent_dim"] or own or min(params["state_dim"], math.prod(event_shape)))
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -223,13 +252,16 @@ def to_checkpoint(estimator: Parameters) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, config
 
 
-def from_checkpoint(cls: type[Estimator], tensors: dict[str, Tensor], config: dict[str, Any], encoder: nn.Module | None, device: str) -> Estimator:
-    """Build the estimator again; the weights come from ``tensors``."""
+def from_checkpoint(
+    cls: type[Estimator], tensors: dict[str, Tensor], config: dict[str, Any], own: dict[str, nn.Module | None], device: str
+) -> Estimator:
+    """Build the estimator again; the weights come from ``tensors``, and ``own`` are the user's modules by argument."""
     params = dict(config["params"]) | {"dtype": getattr(torch, config["params"]["dtype"])}
-    if params["encoder"] == "custom":
-        if encoder is None:
-            raise ValueError("the file holds a model with an encoder of your own; pass the module: LDMFilter.load(path, encoder=module)")
-        params["encoder"] = encoder
+    for name, module in own.items():
+        if params[name] == "custom":
+            if module is None:
+                raise ValueError(f"the file holds a model with {name} of your own; pass the module: LDMFilter.load(path, {name}=module)")
+            params[name] = module
     estimator = cls(**params)
     check_device(device if device == "auto" else str(device).partition(":")[0])
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

@@ -12,7 +12,7 @@ from ldm_filter.models.canonical import canonical_transform, change_basis
 from ldm_filter.models.factors import unfactor
 from ldm_filter.types import StateSpace
 
-__all__ = ["LinearDynamics", "check_choices", "stable_matrix"]
+__all__ = ["LinearDynamics", "check_choices", "stable_matrix", "whole_intervals"]
 
 # A's spectral radius stays this far below 1, which rounding a matrix of many states to float32 cannot bridge.
 MARGIN = 1e-5
@@ -91,14 +91,7 @@ class LinearDynamics(AffineDynamics):
         transition, cov = self._transition(), self.noise_cov()
         if distance is None:
             return Steps(transition, torch.eye(self.state_dim, dtype=cov.dtype, device=cov.device), cov)
-        count = distance.round().clamp_min(1.0)
-        off = (distance - count).abs() > OFF_GRID
-        if bool(off.any()):
-            raise ValueError(
-                f"context.dt has a time step of {float(distance[off][0]):.4g} sampling intervals of {self.interval:g}, expected whole numbers "
-                f'within {OFF_GRID}; use dynamics="continuous" for irregular times'
-            )
-        return power_steps(transition, cov, count.long())
+        return power_steps(transition, cov, whole_intervals(distance, self.interval))
 
     def _transition(self) -> Tensor:
         return stable_matrix(self.contraction, self.slack, self.basis)
@@ -212,6 +205,22 @@ def _contracting_basis(transition: Tensor, eye: Tensor) -> Tensor:
     if float(torch.linalg.matrix_norm(transition, 2)) < 1.0 - 1e-9:
         return eye
     return torch.linalg.solve_triangular(cholesky(stationary(transition, eye)), eye, upper=False)
+
+
+def whole_intervals(distance: Tensor, interval: float) -> Tensor:
+    """Distances in sampling intervals as whole numbers, at least 1.
+
+    Raises:
+        ValueError: one that is no whole number of sampling intervals, within a tenth.
+    """
+    count = distance.round().clamp_min(1.0)
+    off = (distance - count).abs() > OFF_GRID
+    if bool(off.any()):
+        raise ValueError(
+            f"context.dt has a time step of {float(distance[off][0]):.4g} sampling intervals of {interval:g}, expected whole numbers "
+            f'within {OFF_GRID}; use dynamics="continuous" for irregular times'
+        )
+    return count.long()
 
 
 def check_choices(state_dim: int, latent_dim: int, transition_cov: str, observation: str, radius: float) -> None:

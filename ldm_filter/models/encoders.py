@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(size, latent_dim, bias=False)
         self.network = default_network(network, event_shape, latent_dim)
         if noise not in ("constant", "input"):
-            raise ValueError(f'noise is {noise!r}, expected "constant" or "input"; other kinds are not built yet')
+            raise ValueError(f'noise is {noise!r}, expected "constant" or "input"; noise that follows the state belongs to the dynamics')
         self.noise: ConstantNoise | InputNoise = ConstantNoise(latent_dim) if noise == "constant" else InputNoise(size, latent_dim)
         self.register_buffer("center", torch.zeros(self.event_shape))
         self.register_buffer("scale", torch.ones(self.event_shape))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm_filter.core.linalg import matvec
-from ldm_filter.core.linearisation import Affine, Linearise, Step, Transition, linear, mixture, sigma_point, unscented
+from ldm_filter.core.linearisation import Affine, Linearise, Step, Transition, linear, mixture, repeated, sigma_point, unscented
 from ldm_filter.core.nonlinear import NonlinearStateSpace
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import NO_CONTEXT, Dynamics
-from ldm_filter.models.dynamics import LinearDynamics, stable_matrix
+from ldm_filter.models.dynamics import LinearDynamics, stable_matrix, whole_intervals
 from ldm_filter.models.networks import random_layer
 from ldm_filter.models.noise import AdaptiveProcessNoise, StateNoise
 from ldm_filter.models.stepwise import StepwiseDynamics
@@ -41,23 +41,24 @@ def named_dynamics(base: AffineDynamics, dynamics: str, noise: str, generator: t
 
 
 class _Regular(StepwiseDynamics):
-    """Nonlinear motion over one sampling interval; there is none over several at once."""
+    """Nonlinear motion over one sampling interval; over several, it is that many steps."""
 
     base: LinearDynamics
 
     def state_space(self, context: Context = NO_CONTEXT) -> NonlinearStateSpace:  # type: ignore[override]
-        """The model at the steps of a context.
+        """The model at the steps of a context: a row k intervals after the one before is predicted in k steps, with the inputs held.
 
         Raises:
-            ValueError: the context has steps that are not one sampling interval long.
+            ValueError: a distance that is no whole number of sampling intervals, within a tenth.
         """
-        if context.dt is not None and bool(((context.dt / self.base.interval).round() != 1.0).any()):
-            longest = float(context.dt.max() / self.base.interval)
-            raise ValueError(
-                f"context.dt has steps of up to {longest:.4g} sampling intervals, but {type(self).__name__} move by one "
-                'at a time; put rows of NaN where the data has gaps (reindex or resample), or use dynamics="linear" or "continuous"'
-            )
-        return super().state_space(context._replace(dt=None))
+        model = super().state_space(context._replace(dt=None))
+        if context.dt is None:
+            return model
+        counts = whole_intervals(context.dt.to(model.observation_offset.device) / self.base.interval, self.base.interval)
+        if int(counts.max()) == 1:
+            return model
+        move, linearise = repeated(model.transition, model.linearise, counts)
+        return model._replace(transition=move, linearise=linearise)
 
 
 class LocallyLinearDynamics(_Regular):

@@ -81,6 +81,20 @@ class RecurrentDynamics(Dynamics):
         mean, cov = self._density(memory)
         return Gaussian(mean.to(belief.mean.dtype), cov.expand(len(mean), -1, -1).to(belief.mean.dtype))
 
+    def update(
+        self, predicted: Gaussian, measurement: Gaussian, observed: Tensor | None = None, context: Context = NO_CONTEXT
+    ) -> tuple[Gaussian, Tensor]:
+        """The measurement itself where there is one ``(B, m)``, the prediction where there is none; and the log-density ``(B,)``."""
+        piece = Gaussian(measurement.mean.unsqueeze(1), measurement.cov)
+        seen = self._mask(piece, None if observed is None else observed.unsqueeze(1))[:, 0]
+        filled = torch.where(seen, measurement.mean, predicted.mean)
+        cov = predicted.cov.expand(*filled.shape, filled.shape[-1]).masked_fill(seen.unsqueeze(-1), 0.0)
+        return Gaussian(filled, cov), log_density(filled, predicted).masked_fill(~seen.squeeze(-1), 0.0)
+
+    def project(self, belief: Gaussian, measurement_cov: Tensor, context: Context = NO_CONTEXT) -> Gaussian:
+        """The belief itself: the state is the latent, and R plays no part."""
+        return belief
+
     def smooth(self, result: FilterResult, context: Context = NO_CONTEXT) -> SmootherResult:
         self._refuse("a smoother: it runs one way")
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from ldm_filter.core.gating import Gate, chi2_tail
 from ldm_filter.core.inputs import check_count
 from ldm_filter.core.linalg import round_cov
-from ldm_filter.core.step import Belief, Corrected, correct, predict, select, smooth_back
+from ldm_filter.core.step import Belief, Corrected
+from ldm_filter.models.base import Dynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.streams.clock import OFF_GRID, check_step, seconds_of, show_time
 from ldm_filter.streams.encode import cast, measure_of, numbers
+from ldm_filter.streams.modules import ModuleMotion
 from ldm_filter.streams.motion import Motion
 from ldm_filter.streams.results import Entry, OnlineState, Smoothed, StepResult, from_plain, to_plain
 
@@ -68,7 +70,7 @@ class OnlineFilter:
         own = copy.deepcopy(model).eval()
         self._dtype = own.encoder.center.dtype
         self._numpy_dtype = np.dtype(str(self._dtype).removeprefix("torch."))
-        self._motion = Motion(own.dynamics, self.step_seconds)
+        self._motion = _motion_of(own, self.step_seconds)
         self.step_seconds = self._motion.step_seconds
         self._channelwise = own.encoder.channelwise
         self._measure = measure_of(own.encoder)
@@ -127,13 +129,9 @@ class OnlineFilter:
             raise ValueError(
                 f"lag is {self.lag} after {self.state.steps} step(s), expected at least 1 and a step; give lag=... when the filter is made"
             )
-        beliefs = [entries[-1].filtered]
         oldest = entries[-1].position - self.lag
         shown = [entry for entry in entries if entry.position >= oldest]
-        for before, after in zip(reversed(shown[:-1]), reversed(shown[1:]), strict=True):
-            way = self._motion.transition(after.position - before.position, after.inputs)
-            beliefs.append(smooth_back(before.filtered, after.predicted, beliefs[-1], way.matrix))
-        beliefs.reverse()
+        beliefs = self._motion.smoothed(shown)
         axis = 0 if self.streams is None else 1
         mean = torch.from_numpy(np.stack([belief.mean for belief in beliefs], axis)).to(self._dtype)
         cov = round_cov(torch.from_numpy(np.stack([belief.cov for belief in beliefs], axis)), self._dtype)
@@ -251,23 +249,23 @@ class OnlineFilter:
         self, before: Entry | None, position: float, time: float | None, values: np.ndarray | None, inputs: np.ndarray | None
     ) -> tuple[Corrected | None, Entry]:
         """Predict from the entry before (None: the initial belief stands) and take in what was seen."""
+        motion, memory = self._motion, None if before is None else before.memory
         if before is None:
             predicted, run = self.state.initial, np.zeros(self.state.initial.mean.shape[:-1])
         else:
-            predicted, run = predict(before.filtered, self._motion.transition(position - before.position, inputs)), before.run
+            predicted, run = motion.predict(before, position - before.position, inputs), before.run
         missing = None if values is None else np.isnan(values)
         if missing is None or missing.all():
-            return None, Entry(position, time, None, inputs, predicted, predicted, run)
+            return None, Entry(position, time, None, inputs, predicted, predicted, run, motion.rest(predicted, memory, inputs))
         assert values is not None
         if missing.any():
             z, R = self._measure(np.where(missing, np.zeros((), values.dtype), values), ~missing)
         else:
             z, R = self._measure(values, None)
         mask = ~missing if self._channelwise and missing.any() else None
-        corrected = correct(predicted, z, R, *self._motion.observation(inputs), self.gate, run, mask)
-        if self.streams is not None and missing.any():
-            corrected = select(~missing.all(tuple(range(1, 1 + self._rank))), corrected, predicted, run)
-        return corrected, Entry(position, time, values if self.lag else None, inputs, predicted, corrected.belief, corrected.run)
+        seen = ~missing.all(tuple(range(1, 1 + self._rank))) if self.streams is not None and missing.any() else None
+        corrected, after = motion.correct(predicted, memory, z, R, inputs, self.gate, run, mask, seen)
+        return corrected, Entry(position, time, values if self.lag else None, inputs, predicted, corrected.belief, corrected.run, after)
 
     def _kept(self, entries: tuple[Entry, ...], newest: float) -> tuple[Entry, ...]:
         """The steps within the lag and the one before, from which a late one is predicted."""
@@ -290,3 +288,10 @@ class OnlineFilter:
         scalars = torch.from_numpy(figures).to(self._dtype)
         rounded = round_cov(torch.from_numpy(cov), self._dtype).clone()
         return StepResult(torch.from_numpy(mean).to(self._dtype, copy=True), rounded, *scalars.unbind(0))
+
+
+def _motion_of(model: LatentFilter, step_seconds: float | None) -> Motion | ModuleMotion:
+    """Matrices and arrays where the dynamics are linear-Gaussian given times and inputs, else their own methods, on the CPU."""
+    if type(model.dynamics).filter is Dynamics.filter:
+        return Motion(model.dynamics, step_seconds)
+    return ModuleMotion(model.dynamics.cpu(), step_seconds, torch.empty(0, dtype=model.encoder.center.dtype))

@@ -11,8 +11,8 @@ from ldm_filter.core.step import Belief
 
 __all__ = ["Entry", "OnlineState", "Smoothed", "StepResult", "from_plain", "to_plain"]
 
-_FORMAT = "ldm-filter-online-2"
-_FIELDS = ("format", "steps", "clock", "positions", "times", "mean", "cov", "predicted_mean", "predicted_cov", "run", "values", "inputs")
+_FORMAT = "ldm-filter-online-3"
+_FIELDS = ("format", "steps", "clock", "positions", "times", "mean", "cov", "predicted_mean", "predicted_cov", "run", "memory", "values", "inputs")
 
 
 class StepResult(NamedTuple):
@@ -60,6 +60,7 @@ class Entry(NamedTuple):
         inputs: of the interval that ends here, None for a model without.
         predicted, filtered: the beliefs before and after.
         run: measurements outside the gate on end, ``()`` or ``(streams,)``.
+        memory: what the dynamics have to know besides the belief to go on, ``(k,)`` or ``(streams, k)``; None: nothing.
     """
 
     position: float
@@ -69,6 +70,7 @@ class Entry(NamedTuple):
     predicted: Belief
     filtered: Belief
     run: np.ndarray
+    memory: np.ndarray | None = None
 
 
 class OnlineState(NamedTuple):
@@ -119,6 +121,7 @@ def to_plain(state: OnlineState, shape: tuple[int, ...]) -> dict[str, Any]:
         "predicted_mean": stack([entry.predicted.mean for entry in entries], mean),
         "predicted_cov": stack([entry.predicted.cov for entry in entries], cov),
         "run": stack([entry.run for entry in entries], lead),
+        "memory": np.array([entry.memory for entry in entries if entry.memory is not None]),
         "inputs": np.array([entry.inputs for entry in entries if entry.inputs is not None]),
         "values": stack([nothing if entry.values is None else entry.values for entry in entries] if kept else [], shape),
     }
@@ -149,6 +152,9 @@ def from_plain(plain: Any, like: OnlineState, shape: tuple[int, ...]) -> OnlineS
     if values.shape not in ((0, *shape), (count, *shape)):
         raise ValueError(f"state has values of shape {values.shape}, expected {(count, *shape)}; make the filter of the model that saved it")
     known = np.array(plain["inputs"], dtype=np.float64)
+    memory = np.array(plain["memory"], dtype=np.float64)
+    if len(memory) not in (0, count) or (len(memory) and memory.shape[1:-1] != sizes["run"]) or not np.isfinite(memory).all():
+        raise ValueError(f"state has a memory of shape {memory.shape}, expected finite numbers ({count}, ..., k); load an older state")
     entries = tuple(
         Entry(
             float(plain["positions"][i]),
@@ -158,6 +164,7 @@ def from_plain(plain: Any, like: OnlineState, shape: tuple[int, ...]) -> OnlineS
             Belief(arrays["predicted_mean"][i].copy(), arrays["predicted_cov"][i].copy()),
             Belief(arrays["mean"][i].copy(), arrays["cov"][i].copy()),
             arrays["run"][i].copy(),
+            memory[i].copy() if len(memory) else None,
         )
         for i in range(count)
     )
