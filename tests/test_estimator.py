@@ -1,8 +1,7 @@
-"""LDMFilter as users call it: fit, filter, smooth, forecast, sample, score, save, and what it refuses."""
+"""LDMFilter as users call it: filter, smooth, forecast, sample, score, encode, diagnose, and what it refuses."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +10,8 @@ import pytest
 import torch
 import xarray as xr
 
-import ldm_filter
-from ldm_filter import LDMFilter, metrics
-from ldm_filter.data.labels import parse
-from ldm_filter.data.windows import Windows
-from ldm_filter.estimator.fitting import common_scale
-
-
-def waves(steps: int, seed: int = 0, channels: int = 3) -> np.ndarray:
-    """Two oscillations mixed into noisy channels."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(steps) + rng.integers(0, 100)
-    sources = np.stack([np.sin(t / 5), np.cos(t / 5), np.sin(t / 2.3), np.cos(t / 2.3)], axis=1)
-    mixing = np.random.default_rng(1).normal(size=(4, channels))
-    return sources @ mixing + 0.2 * rng.normal(size=(steps, channels))
-
-
-def frame(steps: int, seed: int = 0) -> pd.DataFrame:
-    index = pd.date_range("2025-03-29", periods=steps, freq="1h", tz="Europe/Berlin", name="time")
-    return pd.DataFrame(waves(steps, seed), index=index, columns=["a", "b", "c"])
+from ldm_filter import LDMFilter
+from tests.waves import frame, waves
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +25,6 @@ def gaps() -> pd.DataFrame:
     data.iloc[40:50] = np.nan
     data.iloc[80:90, 1] = np.nan
     return data
-
-
-def test_public_names_are_the_listed_ones() -> None:
-    assert sorted(ldm_filter.__all__) == sorted(
-        [
-            "CheckpointError",
-            "CollapseError",
-            "FilterResult",
-            "Gate",
-            "Gaussian",
-            "LDMFilter",
-            "SmootherResult",
-            "StateSpace",
-            "__version__",
-            "backend",
-            "filter_sequence",
-            "forecast",
-            "smooth_sequence",
-        ]
-    )
-    assert all(hasattr(ldm_filter, name) for name in ldm_filter.__all__)
 
 
 def test_filter_gives_finite_labelled_beliefs(fitted: LDMFilter, gaps: pd.DataFrame) -> None:
@@ -192,124 +153,12 @@ def test_online_steps_equal_the_batch(fitted: LDMFilter, gaps: pd.DataFrame) -> 
     np.testing.assert_allclose([float(step.nis) for step in steps], result.nis.values[:60], rtol=1e-2, atol=1e-2)
 
 
-def test_targets_are_read_out_with_covariance(fitted: LDMFilter) -> None:
-    data = frame(400, seed=9)
-    sources = pd.DataFrame(data.to_numpy() @ np.ones((3, 2)), columns=["u", "v"], index=data.index)
-    fitted.fit_readout(data, sources, kind="linear")
-    result = fitted.filter(data)
-    assert list(result.target.values) == ["u", "v"]
-    assert result.target_cov.dims == ("time", "target", "target_aux")
-    assert np.corrcoef(result.target_mean.values[:, 0], sources["u"])[0, 1] > 0.9
-    with pytest.raises(ValueError, match="one row per step"):
-        fitted.fit_readout(data, sources.iloc[:100])
-
-
-def test_the_covariance_of_targets_may_turn_with_the_state(fitted: LDMFilter, tmp_path: Path) -> None:
-    """Two targets on a circle, told with errors along it: the ellipse follows, and a saved model keeps it."""
-    model = LDMFilter.load(_saved(fitted, tmp_path))
-    data = waves(3000, 21)
-    phase = np.arctan2(*model.filter(data).filtered_mean.values[:, :2].T)
-    slip = phase + 0.2 * np.random.default_rng(0).normal(size=3000)
-    places = np.stack([np.cos(slip), np.sin(slip)], axis=1)
-    held = {}
-    for covariance in ("constant", "state-dependent"):
-        model.fit_readout(data[:2000], places[:2000], kind="linear", covariance=covariance)
-        result = model.filter(data)
-        error = places[2000:] - result.target_mean.values[2000:]
-        held[covariance] = float(metrics.gaussian_log_likelihood(0 * error, result.target_cov.values[2000:], error).mean())
-    assert held["state-dependent"] > held["constant"] + 0.1
-    xr.testing.assert_equal(LDMFilter.load(_saved(model, tmp_path)).smooth(data), model.smooth(data))
-    with pytest.raises(ValueError, match="covariance is 'round', expected one of 'constant', 'state-dependent'"):
-        model.fit_readout(data, places, covariance="round")
-    with pytest.raises(ValueError, match="40 targets are too many"):
-        model.fit_readout(data, np.tile(places, 20), kind="linear", covariance="state-dependent")
-
-
-def _saved(model: LDMFilter, folder: Path) -> Path:
-    model.save(folder / "turned.safetensors")
-    return folder / "turned.safetensors"
-
-
-def test_save_and_load_give_the_same_results(fitted: LDMFilter, gaps: pd.DataFrame, tmp_path: Path) -> None:
-    fitted.save(tmp_path / "model.safetensors")
-    loaded = LDMFilter.load(tmp_path / "model.safetensors")
-    xr.testing.assert_equal(loaded.smooth(gaps), fitted.smooth(gaps))
-    assert loaded.get_params() == fitted.get_params()
-    pd.testing.assert_frame_equal(loaded.forecast(gaps, 3), fitted.forecast(gaps, 3))
-
-
-def test_the_same_seed_gives_the_same_model() -> None:
-    fits = [LDMFilter(state_dim=2, seed=seed, readout="linear").fit(waves(200), epochs=2, progress=False) for seed in (3, 3, 4)]
-    weights = [torch.cat([tensor.flatten() for tensor in fit.model_.state_dict().values()]) for fit in fits]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_the_state_is_canonical_and_the_latents_have_unit_variance(fitted: LDMFilter) -> None:
-    latents = fitted.encode(frame(900)).latent_mean.values
-    np.testing.assert_allclose(latents.std(0), 1.0, atol=0.15)
-    ssm = fitted.model_.dynamics()
-    transition, noise = ssm.transition_matrix.double(), ssm.transition_cov.double()
-    np.testing.assert_allclose((transition @ transition.mT + noise).detach().numpy(), np.eye(4), atol=1e-4)
-    assert float(ssm.transition_offset.detach().abs().max()) < 1e-5
-
-
-def test_the_common_scale_is_that_of_the_greatest_likelihood_on_held_out_windows(fitted: LDMFilter) -> None:
-    model = copy.deepcopy(fitted.model_)
-    held_out = Windows(parse(waves(800, 31), expected=fitted.labels_)[0], 100)
-    values = next(held_out.batches(8, shuffle=False))
-
-    def likelihood() -> float:
-        return float(model(values.values, values.observed).log_likelihood.detach().double().sum())
-
-    assert model.scale_covariances(3.0)
-    assert model.scale_covariances(common_scale(model, held_out))
-    assert common_scale(model, held_out) == pytest.approx(1.0, abs=1e-3)
-    best = likelihood()
-    for factor in (0.9, 1.1 / 0.9):
-        model.scale_covariances(factor)
-        assert likelihood() < best - 1.0
-
-
 def test_diagnosis_reads_well_and_finds_the_periods(fitted: LDMFilter) -> None:
     found = fitted.diagnose(frame(600, seed=11))
     assert 0.7 < found.nis < 1.3
     periods = [mode.period for mode in found.spectrum]
     assert min(abs(period - 2 * np.pi * 5) for period in periods) < 1.0
     assert "NIS / m" in str(found)
-
-
-def test_frames_and_input_noise() -> None:
-    rng = np.random.default_rng(0)
-    t = np.arange(30)[None, :] / 4 + rng.uniform(0, 6, size=(12, 1))
-    y, x = np.mgrid[:8, :8]
-    video = np.exp(-((x - 3.5 - 2 * np.cos(t)[..., None, None]) ** 2 + (y - 3.5 - 2 * np.sin(t)[..., None, None]) ** 2) / 2)
-    level = rng.uniform(0.02, 0.6, size=(12, 30, 1, 1))
-    model = LDMFilter(state_dim=2, noise="input", readout="linear").fit(video + level * rng.normal(size=video.shape), epochs=4, progress=False)
-    result = model.filter(video + level * rng.normal(size=video.shape))
-    assert result.reconstruction_mean.dims == ("series", "time", "y", "x")
-    noise = np.trace(result.latent_cov.values, axis1=-2, axis2=-1)
-    assert np.corrcoef(np.log(noise).ravel(), np.log(level).ravel())[0, 1] > 0.6
-    single = model.filter(list(video[:1]))
-    assert single[0].filtered_mean.shape == (30, 2)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"state_dim": 0}, "state_dim is 0, expected at least 1"),
-        ({"state_dim": 2, "latent_dim": 3}, "latent_dim is 3, expected at most state_dim = 2"),
-        ({"state_dim": 2, "dynamics": "particle"}, "dynamics is 'particle', expected one of 'linear'"),
-        ({"state_dim": 2, "noise": "loud"}, "noise is 'loud'"),
-        ({"state_dim": 2, "objective": "magic"}, "objective is 'magic'"),
-        ({"state_dim": 2, "encoder": "transformer"}, "encoder is 'transformer'"),
-        ({"state_dim": 2, "readout": "forest"}, "readout is 'forest'"),
-        ({"state_dim": 2, "learning_rate": -1.0}, "learning_rate is -1.0"),
-    ],
-)
-def test_bad_parameters_are_named(params: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LDMFilter(**params).fit(waves(50), epochs=1, progress=False)  # type: ignore[arg-type]
 
 
 def test_bad_calls_are_named(fitted: LDMFilter) -> None:
@@ -327,10 +176,3 @@ def test_bad_calls_are_named(fitted: LDMFilter) -> None:
         fitted.set_params(colour="red")
     with pytest.raises(ValueError, match=r"data .* or steps"):
         fitted.sample()
-
-
-def test_get_and_set_params_and_repr() -> None:
-    model = LDMFilter(state_dim=3).set_params(noise="input", seed=7)
-    assert model.get_params()["noise"] == "input"
-    assert repr(model) == "LDMFilter(state_dim=3, noise='input', seed=7)"
-    assert repr(LDMFilter(**model.get_params())) == repr(model)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ldm_filter import LDMFilter, metrics
-from tests.test_estimator import frame, waves
+from tests.waves import frame, waves
 
 CHOICES = [
     ("locally-linear", "constant"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm_filter import LDMFilter
-from tests.test_estimator import waves
+from tests.waves import waves
 
 
 @pytest.mark.parametrize(

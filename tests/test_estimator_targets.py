@@ -1,0 +1,56 @@
+"""Supervised read-outs of a fitted LDMFilter, with covariance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from ldm_filter import LDMFilter, metrics
+from tests.waves import frame, waves
+
+
+@pytest.fixture(scope="module")
+def fitted() -> LDMFilter:
+    return LDMFilter(state_dim=4, readout="linear").fit(frame(900), epochs=6, progress=False)
+
+
+def test_targets_are_read_out_with_covariance(fitted: LDMFilter) -> None:
+    data = frame(400, seed=9)
+    sources = pd.DataFrame(data.to_numpy() @ np.ones((3, 2)), columns=["u", "v"], index=data.index)
+    fitted.fit_readout(data, sources, kind="linear")
+    result = fitted.filter(data)
+    assert list(result.target.values) == ["u", "v"]
+    assert result.target_cov.dims == ("time", "target", "target_aux")
+    assert np.corrcoef(result.target_mean.values[:, 0], sources["u"])[0, 1] > 0.9
+    with pytest.raises(ValueError, match="one row per step"):
+        fitted.fit_readout(data, sources.iloc[:100])
+
+
+def test_the_covariance_of_targets_may_turn_with_the_state(fitted: LDMFilter, tmp_path: Path) -> None:
+    """Two targets on a circle, told with errors along it: the ellipse follows, and a saved model keeps it."""
+    model = LDMFilter.load(_saved(fitted, tmp_path))
+    data = waves(3000, 21)
+    phase = np.arctan2(*model.filter(data).filtered_mean.values[:, :2].T)
+    slip = phase + 0.2 * np.random.default_rng(0).normal(size=3000)
+    places = np.stack([np.cos(slip), np.sin(slip)], axis=1)
+    held = {}
+    for covariance in ("constant", "state-dependent"):
+        model.fit_readout(data[:2000], places[:2000], kind="linear", covariance=covariance)
+        result = model.filter(data)
+        error = places[2000:] - result.target_mean.values[2000:]
+        held[covariance] = float(metrics.gaussian_log_likelihood(0 * error, result.target_cov.values[2000:], error).mean())
+    assert held["state-dependent"] > held["constant"] + 0.1
+    xr.testing.assert_equal(LDMFilter.load(_saved(model, tmp_path)).smooth(data), model.smooth(data))
+    with pytest.raises(ValueError, match="covariance is 'round', expected one of 'constant', 'state-dependent'"):
+        model.fit_readout(data, places, covariance="round")
+    with pytest.raises(ValueError, match="40 targets are too many"):
+        model.fit_readout(data, np.tile(places, 20), kind="linear", covariance="state-dependent")
+
+
+def _saved(model: LDMFilter, folder: Path) -> Path:
+    model.save(folder / "turned.safetensors")
+    return folder / "turned.safetensors"
