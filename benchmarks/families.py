@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from benchmarks import dot_methods, dot_tasks, latent_methods, latent_tasks, series_methods, series_tasks
+from benchmarks import ablation_methods, dot_methods, dot_tasks, latent_methods, latent_tasks, series_methods, series_tasks
 from benchmarks.dot_tasks import Published
 from benchmarks.fingerprint import code_fingerprint
 from benchmarks.records import Outcome
@@ -51,6 +51,7 @@ FAMILIES = (
         latent_tasks.PUBLISHED,
     ),
     Family(dict.fromkeys(series_tasks.TASKS, ("",)), series_methods.default_methods, series_methods.run, {}),
+    Family(ablation_methods.CONDITIONS, ablation_methods.default_methods, ablation_methods.run, {}),
 )
 TASKS = tuple(dict.fromkeys(task for family in FAMILIES for task in family.tasks))
 PUBLISHED: dict[str, tuple[Published, ...]] = {task: rows for family in FAMILIES for task, rows in family.published.items()}

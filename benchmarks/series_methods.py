@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,12 +58,22 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
     settings = TASKS[task]
-    bench = settings.make()
+    bench = _few(settings.make()) if budget == "smoke" else settings.make()
     started = time.perf_counter()
     answer = _learned(task, bench, budget, seed) if method == "ldm" else _classical(method, settings, bench)
     seconds = time.perf_counter() - started
     figures = judge(bench, answer.mean, answer.std) | answer.extra
     return Outcome(figures, "linear" if method == "ldm" else "none", seconds, answer.train_steps)
+
+
+def _few(bench: Bench) -> Bench:
+    """A corner of the task, to show within seconds that all of it runs."""
+    cut: dict[str, Any] = {name: getattr(bench, name)[:8] for name in ("contexts", "truth")}
+    cut |= {name: [values[:800] for values in getattr(bench, name)[:4]] for name in ("train", "calibration")}
+    if bench.inputs is not None and bench.train_inputs is not None and bench.calibration_inputs is not None:
+        cut |= {"inputs": bench.inputs[:8], "train_inputs": [values[:800] for values in bench.train_inputs[:4]]}
+        cut["calibration_inputs"] = [values[:800] for values in bench.calibration_inputs[:4]]
+    return replace(bench, **cut)
 
 
 def _differenced(bench: Bench, lag: int, horizon: int) -> tuple[Bench, NDArray]:

@@ -11,17 +11,19 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks import records
+from benchmarks.ablations import ABLATIONS, sentence
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
 from benchmarks.families import PUBLISHED, TASKS, current_code
 from benchmarks.markdown import replace_between, table
 from benchmarks.records import Row
 
-__all__ = ["full_tables", "summary_table", "update"]
+__all__ = ["ablation_tables", "full_tables", "summary_table", "update"]
 
 MARK = "†"
 Code = Callable[[str, str], str]  # (task, condition) -> fingerprint of the code that makes its figures today
 FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
+ABLATED = ("<!-- ablations:begin -->", "<!-- ablations:end -->")
 SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
 NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
 # (name in the results, heading, format)
@@ -62,6 +64,7 @@ SUMMARY_COLUMNS = (
     ("nis", "NIS / m", ".2f"),
     ("fit_seconds", "fit, s", ".0f"),
 )
+ABLATION_COLUMNS = ("r2", "mse", "excess", "nis", "coverage95", "coverage95_turned", "nll", "noise_corr", "fit_seconds")
 PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range")
 
 
@@ -74,6 +77,8 @@ def full_tables(rows: Sequence[Row], code: Code) -> str:
     """
     parts = []
     for task, condition, budget in _groups(rows):
+        if (task, condition) in ABLATIONS:
+            continue
         group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
         title = ", ".join(part for part in (f"`{task}`", condition, f"budget {budget}") if part)
         parts.append(f"### {title}\n\n{_task_table(task, group, code)}\n\n{_footer(group, code)}")
@@ -102,12 +107,34 @@ def summary_table(rows: Sequence[Row], code: Code) -> str:
     return f"{table(heads, lines)}\n\n{_footer(every, code)}"
 
 
+def ablation_tables(rows: Sequence[Row], code: Code) -> str:
+    """One table and one sentence per ablation, of the ``cpu`` budget."""
+    parts = []
+    for (task, condition), ablation in ABLATIONS.items():
+        group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, "cpu")]
+        by_variant = {name: [row for row in group if row["method"] == name] for name in ablation.variants}
+        by_variant = {name: found for name, found in by_variant.items() if found}
+        if not by_variant:
+            continue
+        columns = [column for column in COLUMNS if column[0] in ABLATION_COLUMNS and any(_value(row, column[0]) is not None for row in group)]
+        lines = [
+            [ablation.variants[name].words + _mark(found, code), str(len(found)), *(_figure(found, key, form) for key, _, form in columns)]
+            for name, found in by_variant.items()
+        ]
+        means = {name: {key: mean(row["metrics"][key] for row in found) for key in ("r2", "mse", "coverage95")} for name, found in by_variant.items()}
+        shown = table(["variant", "seeds", *(head for _, head, _ in columns)], lines)
+        parts.append(f"**{ablation.question}** (`{task}`)\n\n{shown}\n\n{sentence(ablation, means)}")
+    used = [row for row in records.newest(rows) if (row["task"], row["condition"]) in ABLATIONS and row["budget"] == "cpu"]
+    return "\n\n".join([*parts, _footer(used, code)]) if parts else NOTHING
+
+
 def update(root: Path = records.ROOT) -> list[Path]:
     """Rewrite the marked parts of ``benchmarks/README.md`` and ``README.md``; a file without the markers is left alone. Returns what changed."""
     rows = records.read(root / "benchmarks" / "results")
     changed = []
     jobs: tuple[tuple[Path, tuple[str, str], Callable[[Sequence[Row], Code], str]], ...] = (
         (root / "benchmarks" / "README.md", FULL, full_tables),
+        (root / "benchmarks" / "README.md", ABLATED, ablation_tables),
         (root / "README.md", SUMMARY, summary_table),
     )
     for path, markers, render in jobs:
@@ -118,7 +145,7 @@ def update(root: Path = records.ROOT) -> list[Path]:
         if after != before:
             path.write_text(after, encoding="utf-8")
             changed.append(path)
-    return changed
+    return list(dict.fromkeys(changed))
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, str, str]]:

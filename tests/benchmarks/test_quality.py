@@ -13,7 +13,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from benchmarks import dot_methods, markdown, quality, records, tables
+from benchmarks import dot_methods, families, markdown, quality, records, tables
 from benchmarks.dot_tasks import PUBLISHED, SETTINGS, Bench, Estimate, evaluate, evaluate_oracle, settings_of
 from ldm_filter import metrics
 
@@ -67,6 +67,15 @@ def test_the_command_line_knows_its_tasks_and_budgets(tmp_path: Path) -> None:
             quality.main(arguments)
     assert quality.main(["--task", TASK, "--budget", "smoke", "--seeds", "1", "--methods", "oracle", "--out", str(tmp_path)]) == 0
     assert len(records.read(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_the_smoke_run_of_all_tasks_takes_less_than_five_minutes(tmp_path: Path) -> None:
+    before = time.process_time()
+    assert quality.run_all(families.TASKS, None, "smoke", 1, tmp_path) == 0
+    assert time.process_time() - before < 300
+    ran = {(row["task"], row["condition"]) for row in records.read(tmp_path)}
+    assert ran == {(task, condition) for task in families.TASKS for condition in families.conditions_of(task)}
 
 
 def test_within_60_seconds_only_a_fit_that_ended_in_them_counts() -> None:
@@ -234,7 +243,11 @@ def test_the_time_of_a_fit_is_cpu_time_where_that_is_known_and_one_thread_ran() 
 
 @pytest.mark.parametrize(
     ("path", "markers", "render"),
-    [("benchmarks/README.md", tables.FULL, tables.full_tables), ("README.md", tables.SUMMARY, tables.summary_table)],
+    [
+        ("benchmarks/README.md", tables.FULL, tables.full_tables),
+        ("benchmarks/README.md", tables.ABLATED, tables.ablation_tables),
+        ("README.md", tables.SUMMARY, tables.summary_table),
+    ],
 )
 def test_no_figure_in_the_readmes_is_typed(path: str, markers: tuple[str, str], render: object) -> None:
     """What stands between the markers is what the results give; only the marks of age follow the commit of the day."""
