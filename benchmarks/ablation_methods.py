@@ -37,7 +37,8 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
     started, clock = time.perf_counter(), Clock()
     model = _fit(variants[method], data)
     spent = clock.read()
-    figures = evaluate(*(_estimate(model, variants[method], frames) for frames in (data.readout.frames, data.test.frames)), data) | spent
+    readout, test = (_estimate(model, variants[method], part.frames) for part in (data.readout, data.test))
+    figures = evaluate(readout, test, data) | spent
     return Outcome(figures, "affine", time.perf_counter() - started, len(model.history_.epochs))
 
 
