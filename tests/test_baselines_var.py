@@ -104,3 +104,17 @@ def test_var_is_kept_from_exploding_and_skips_gaps_in_training() -> None:
     data = var_data()
     padded = np.concatenate([data, np.full((6, 30, 2), NAN)], axis=1)
     assert baselines.VARKalman(2).fit(padded).coefficients_ == pytest.approx(baselines.VARKalman(2).fit(data).coefficients_)
+
+
+def test_adapted_to_its_own_data_it_stays_and_to_others_it_moves_between_the_two() -> None:
+    first, second = var_data(1, 600)[0], 0.5 * var_data(1, 400, seed=5)[0][::-1].copy()
+    model = baselines.VARKalman(2).fit(first)
+    kept = model.coefficients_.copy()
+    assert model.adapted(first, 100.0).coefficients_ == pytest.approx(kept, abs=1e-5)
+    other = baselines.VARKalman(2).fit(second)
+    assert model.adapted(second, 1e-6).coefficients_ == pytest.approx(other.coefficients_, abs=1e-4)
+    assert model.adapted(second, 1e-6).innovation_cov_ == pytest.approx(other.innovation_cov_, rel=1e-3)
+    assert model.adapted(second, 1e9).coefficients_ == pytest.approx(kept, abs=1e-4)
+    assert model.coefficients_ == pytest.approx(kept, abs=0)
+    with pytest.raises(ValueError, match="weight is 0"):
+        model.adapted(second, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import numpy as np
@@ -73,26 +74,50 @@ class VARKalman:
 
     def _solve(self, rows: Array) -> None:
         """Ridge regression, with a constant, of the last step of each standardised stretch on the steps before it, newest first."""
-        count, _, channels = rows.shape
-        past, now = rows[:, -2::-1].reshape(count, -1), rows[:, -1]
-        centre = past.mean(0)
-        gram = (past - centre).T @ (past - centre) / count
-        weights = np.linalg.solve(gram + self.ridge * np.eye(len(gram)), (past - centre).T @ now / count).T
+        both = _past_and_now(rows)
+        self._set(both.mean(0), np.cov(both.T, bias=True))
+
+    def adapted(self, values: Any, weight: float, observed: Any = None) -> Self:
+        """A copy with the coefficients of other series, beside ``weight`` stretches like those of the fit.
+
+        Args:
+            values, observed: as in `fit`, of the same channels.
+            weight: stretches that the fit so far counts for, positive.
+
+        Raises:
+            ValueError: another number of channels, no stretch without a gap, or a weight out of range.
+        """
+        check_fitted(self, "mean_", np.shape(values)[-1])
+        if not weight > 0:
+            raise ValueError(f"weight is {weight}, expected a positive number of stretches")
+        both = _past_and_now((_stretches(as_series(values, observed), self.order) - self.mean_) / self.scale_)
+        total = len(both) + weight
+        mean = (both.sum(0) + weight * self._moments[0]) / total
+        second = (both.T @ both + weight * (self._moments[1] + np.outer(self._moments[0], self._moments[0]))) / total
+        own = copy.copy(self)
+        own._set(mean, second - np.outer(mean, mean))
+        return own
+
+    def _set(self, mean: Array, cov: Array) -> None:
+        """The model of the mean and covariance of (past, newest first; now), standardised."""
+        self._moments = mean, cov
+        channels = len(self.scale_)
+        size = channels * self.order
+        centre, gram = mean[:size], cov[:size, :size]
+        weights = np.linalg.solve(gram + self.ridge * np.eye(size), cov[:size, size:]).T
         transition = _stabilised(weights, self.order)
-        constant = now.mean(0) - transition @ centre
-        rest = now - constant - past @ transition.T
-        sigma = rest.T @ rest / count
+        constant = mean[size:] - transition @ centre
+        sigma = cov[size:, size:] - transition @ cov[:size, size:] - cov[size:, :size] @ transition.T + transition @ gram @ transition.T
         units = self.scale_[:, None] / self.scale_
         self.coefficients_ = transition.reshape(channels, self.order, channels).transpose(1, 0, 2) * units
         self.innovation_cov_ = sigma * np.outer(self.scale_, self.scale_)
-        size = channels * self.order
         noise, offset = np.zeros((size, size)), np.zeros(size)
         noise[:channels, :channels], offset[:channels] = sigma, constant
-        a, b, q, c, d, mean, cov = map(
+        a, b, q, c, d, start, spread = map(
             torch.from_numpy,
             (_companion(transition, self.order), offset, noise, np.eye(channels, size), np.zeros(channels), centre, gram + NOISE * np.eye(size)),
         )
-        self.ssm_ = StateSpace(a, b, q, c, d, Gaussian(mean, cov))
+        self.ssm_ = StateSpace(a, b, q, c, d, Gaussian(start, spread))
 
     def filter(self, values: Any, observed: Any = None) -> Forecast:
         """Estimates from the past and present of each step: in a gap, the forecast from before it.
@@ -169,6 +194,11 @@ def _stretches(series: Series, order: int) -> Array:
     windows = np.lib.stride_tricks.sliding_window_view(series.values, order + 1, axis=1)
     complete = np.lib.stride_tricks.sliding_window_view(series.observed.all(-1), order + 1, axis=1).all(-1)
     return windows[complete].transpose(0, 2, 1)
+
+
+def _past_and_now(rows: Array) -> Array:
+    """``(stretches, (order + 1) * channel)``: the steps before the last, newest first, then the last."""
+    return np.concatenate([rows[:, -2::-1].reshape(len(rows), -1), rows[:, -1]], axis=1)
 
 
 def _companion(transition: Array, order: int) -> Array:

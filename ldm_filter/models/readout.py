@@ -83,7 +83,7 @@ class Readout(nn.Module):
         """
         if not self.full:
             raise ValueError(f"a full covariance of {len(self.bias)} targets is not kept (at most {FULL_COV_MOST}); use moments() for variances")
-        spread = self._spread(belief)
+        spread = self.spread(belief)
         mean, cov = self.mean(belief.mean), self.trust * (spread @ spread.mT) + self.residual
         if not bool(self.turn_direction.any()):
             return Gaussian(mean, cov)
@@ -111,7 +111,7 @@ class Readout(nn.Module):
         if self.full:
             mean, cov = self(belief)
             return mean, cov.diagonal(dim1=-2, dim2=-1)
-        return self.mean(belief.mean), self.trust * self._spread(belief).square().sum(-1) + self.residual
+        return self.mean(belief.mean), self.trust * self.spread(belief).square().sum(-1) + self.residual
 
     def mean(self, states: Tensor) -> Tensor:
         """The targets' mean at given states ``(..., n)``."""
@@ -120,7 +120,7 @@ class Readout(nn.Module):
             return linear
         return linear + self.scale * self.network((states - self.state_mean) / self.state_std)
 
-    def _spread(self, belief: Gaussian) -> Tensor:
+    def spread(self, belief: Gaussian) -> Tensor:
         """J L with P = L L': the columns by which the targets move, ``(B, T, D, n)`` (``(1, T, D, n)`` where P and J are shared)."""
         factor = cholesky_psd(belief.cov, "belief.cov").to(belief.mean.dtype)
         if self.network is None:
@@ -278,7 +278,7 @@ def _fit_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observe
     """Sigma and alpha from residuals on held-out data; pairs of targets count where both are observed."""
     error = ((targets - readout.mean(belief.mean)) * observed).flatten(0, -2).double()
     seen = observed.flatten(0, -2).double()
-    spread = readout._spread(belief).double()
+    spread = readout.spread(belief).double()
     if not readout.full:
         residual = error.square().sum(0) / seen.sum(0).clamp_min(1.0)
         own = spread.square().sum(-1).flatten(0, -2).mean(0)

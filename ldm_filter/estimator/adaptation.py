@@ -1,0 +1,104 @@
+"""LDMFilter.adapt: a fitted model moved towards one series of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+
+from ldm_filter.core.adaptation import adapted_noise, adapted_transition, stationary_belief
+from ldm_filter.estimator import settings
+from ldm_filter.estimator.inference import Run, run_filter
+from ldm_filter.estimator.parameters import Parameters
+from ldm_filter.models.adapted_readout import adapted_readout
+from ldm_filter.models.dynamics import LinearDynamics
+from ldm_filter.models.encoders import ConstantNoise
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import Readout
+from ldm_filter.types import Gaussian, SmootherResult, StateSpace
+
+__all__ = ["Adaptation"]
+
+
+class Adaptation(Parameters):
+    """What a fitted model learns of a series that it is shown later."""
+
+    def adapt(self, data: Any, weight: float = 10.0, iterations: int = 10, inputs: Any = None, times: Any = None) -> Self:
+        """A copy of the model whose motion and noise are this data's own, as far as they can be told from it.
+
+            maximise  E[log p(z, h | A, a, Q, R)] + weight (what one step of the model so far would add)
+
+        Encoder and observation matrix stay, and so does the model itself. Expectation maximisation in closed form, from smoothed states: no
+        learning rate, no labels, and missing data are no matter. The read-out's linear part follows by regression, held in the same way. For
+        a person, machine or place with a way of its own, of which there is too little to fit a model to.
+
+        Args:
+            data: of the series to adapt to, as for :meth:`filter`; many of them are taken for one kind.
+            weight: steps that the model so far counts for: small, trust the new data; large, stay. About a hundredth of the data's length is a
+                good start.
+            iterations: of expectation maximisation; each goes further.
+            inputs, times: as for :meth:`filter`.
+
+        Returns:
+            A new LDMFilter. A calibration of its intervals and the sizes tried are not carried over.
+
+        Raises:
+            ValueError: dynamics other than ``"linear"``, a weight that is not positive and finite, iterations below 1.
+
+        Example:
+            >>> random = np.random.default_rng(0)
+            >>> slow, fast = (np.sin(np.arange(200)[:, None] * w + [0, 1]) + 0.1 * random.normal(size=(200, 2)) for w in (0.2, 0.6))
+            >>> model = LDMFilter(state_dim=2).fit(slow, epochs=2, progress=False)
+            >>> model.adapt(fast).score(fast) > model.score(fast)
+            True
+        """
+        model = self._model()
+        settings.check_counts(iterations=iterations)
+        if not (isinstance(weight, int | float) and 0.0 < weight < float("inf")):
+            raise ValueError(f"weight is {weight!r}, expected a positive finite number of steps")
+        if not isinstance(model.dynamics, LinearDynamics):
+            raise ValueError(f'adapt moves linear dynamics, this model has {type(model.dynamics).__name__}; fit with dynamics="linear"')
+        sequences, labels, _ = self._read(data, inputs, times)
+        own = copy.copy(self)
+        own.model_, own.calibration_, own.sizes_ = copy.deepcopy(model), None, []
+        before, noise = model.dynamics.exact(), model.encoder.noise
+        start = noise(model.encoder.center)[0, 0].detach().double() if isinstance(noise, ConstantNoise) else None
+        for _ in range(iterations):
+            run = run_filter(own.model_, sequences, labels)
+            _step(own.model_, run, before, start, float(weight))
+        own.readout_ = _readout(own.model_, self.readout_, run_filter(own.model_, sequences, labels), before, float(weight))
+        return own
+
+
+@torch.no_grad()
+def _step(model: LatentFilter, run: Run, before: StateSpace, noise: torch.Tensor | None, weight: float) -> None:
+    """One iteration, in place."""
+    dynamics, context = model.dynamics, run.sequences.context
+    assert isinstance(dynamics, LinearDynamics)
+    smoother: SmootherResult = dynamics.smooth(run.result, context)
+    here, plain = dynamics.exact(context), dynamics.exact()
+    steps = torch.arange(1, run.seen.shape[1], device=run.seen.device)
+    pairs = steps < run.sequences.lengths.to(steps.device)[:, None]
+    if context.dt is not None:  # steps over a gap in the grid say nothing simple about A
+        pairs = pairs & ((context.dt[:, 1:] / dynamics.interval).round() == 1.0)
+    driven = None if context.inputs is None else (here.transition_offset - plain.transition_offset)[:, 1:]
+    matrix, offset, cov = adapted_transition(before, smoother, pairs, weight, driven)
+    if noise is not None:
+        complete = run.sequences.observed.flatten(2).all(-1).to(run.seen.device)  # a missing channel adds noise of another kind
+        model.encoder.noise.set_covariance(adapted_noise(noise, here, run.measurements.mean, smoother.smoothed, complete, weight))
+    dynamics.set_matrices(plain._replace(transition_matrix=matrix, transition_offset=offset, transition_cov=cov))
+
+
+@torch.no_grad()
+def _readout(model: LatentFilter, readout: Readout, run: Run, before: StateSpace, weight: float) -> Readout:
+    """The read-out to the data, in standardised units as in the fit, from predictions."""
+    context, event = run.sequences.context, model.encoder
+    belief = model.with_inputs(run.result.predicted, context)
+    belief = Gaussian(belief.mean[:, 1:], belief.cov[:, 1:])  # the first prediction is the initial belief, whatever the data
+    values, observed = (part[:, 1:].to(belief.mean.device) for part in run.sequences[:2])
+    targets = ((values - event.center) / event.scale).flatten(2)
+    states, inputs = stationary_belief(before), model.dynamics.input_dim
+    eye = torch.eye(inputs, dtype=states.mean.dtype, device=states.mean.device)
+    known = Gaussian(torch.nn.functional.pad(states.mean, (0, inputs)), torch.block_diag(states.cov, eye))
+    return adapted_readout(readout, belief, targets, observed.flatten(2), known, weight)
