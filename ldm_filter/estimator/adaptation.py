@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from ldm_filter.core.adaptation import adapted_noise, adapted_transition, stationary_belief
+from ldm_filter.core.adaptation import adapted_observation, adapted_transition, stationary_belief
 from ldm_filter.estimator import settings
 from ldm_filter.estimator.inference import Run, run_filter
 from ldm_filter.estimator.parameters import Parameters
@@ -27,7 +27,7 @@ class Adaptation(Parameters):
     def adapt(self, data: Any, weight: float = 10.0, iterations: int = 10, inputs: Any = None, times: Any = None) -> Self:
         """A copy of the model whose motion and noise are this data's own, as far as they can be told from it.
 
-            maximise  E[log p(z, h | A, a, Q, R)] + weight (what one step of the model so far would add)
+            maximise  E[log p(z, h | A, a, B, D, Q, R)] + weight (what one step of the model so far would add)
 
         Encoder and observation matrix stay, and so does the model itself. Expectation maximisation in closed form, from smoothed states: no
         learning rate, no labels, and missing data are no matter. The read-out's linear part follows by regression, held in the same way. For
@@ -62,32 +62,37 @@ class Adaptation(Parameters):
         sequences, labels, _ = self._read(data, inputs, times)
         own = copy.copy(self)
         own.model_, own.calibration_, own.sizes_ = copy.deepcopy(model), None, []
-        before, noise = model.dynamics.exact(), model.encoder.noise
-        start = noise(model.encoder.center)[0, 0].detach().double() if isinstance(noise, ConstantNoise) else None
         for _ in range(iterations):
-            run = run_filter(own.model_, sequences, labels)
-            _step(own.model_, run, before, start, float(weight))
-        own.readout_ = _readout(own.model_, self.readout_, run_filter(own.model_, sequences, labels), before, float(weight))
+            _step(own.model_, model, run_filter(own.model_, sequences, labels), float(weight))
+        own.readout_ = _readout(own.model_, self.readout_, run_filter(own.model_, sequences, labels), model.dynamics.exact(), float(weight))
         return own
 
 
 @torch.no_grad()
-def _step(model: LatentFilter, run: Run, before: StateSpace, noise: torch.Tensor | None, weight: float) -> None:
-    """One iteration, in place."""
-    dynamics, context = model.dynamics, run.sequences.context
+def _step(model: LatentFilter, before: LatentFilter, run: Run, weight: float) -> None:
+    """One iteration, in place: from the beliefs of the present model, towards the series, held by the one before."""
+    dynamics, first, context = model.dynamics, before.dynamics, run.sequences.context
     assert isinstance(dynamics, LinearDynamics)
+    assert isinstance(first, LinearDynamics)
     smoother: SmootherResult = dynamics.smooth(run.result, context)
-    here, plain = dynamics.exact(context), dynamics.exact()
+    inputs = dynamics.standardise(context.inputs)
     steps = torch.arange(1, run.seen.shape[1], device=run.seen.device)
     pairs = steps < run.sequences.lengths.to(steps.device)[:, None]
     if context.dt is not None:  # steps over a gap in the grid say nothing simple about A
         pairs = pairs & ((context.dt[:, 1:] / dynamics.interval).round() == 1.0)
-    driven = None if context.inputs is None else (here.transition_offset - plain.transition_offset)[:, 1:]
-    matrix, offset, cov = adapted_transition(before, smoother, pairs, weight, driven)
-    if noise is not None:
+    gain = first.input_matrix if dynamics.input_dim else None
+    matrix, offset, gain, cov = adapted_transition(first.exact(), smoother, pairs, weight, inputs, gain)
+    noise = before.encoder.noise
+    if isinstance(noise, ConstantNoise):
         complete = run.sequences.observed.flatten(2).all(-1).to(run.seen.device)  # a missing channel adds noise of another kind
-        model.encoder.noise.set_covariance(adapted_noise(noise, here, run.measurements.mean, smoother.smoothed, complete, weight))
-    dynamics.set_matrices(plain._replace(transition_matrix=matrix, transition_offset=offset, transition_cov=cov))
+        start = noise(before.encoder.center)[0, 0]
+        direct, found = adapted_observation(start, first.exact(context), run.measurements.mean, smoother.smoothed, complete, weight, inputs)
+        model.encoder.noise.set_covariance(found)
+        if dynamics.input_dim:
+            dynamics.feedthrough.copy_(first.feedthrough + direct)
+    dynamics.set_matrices(dynamics.exact()._replace(transition_matrix=matrix, transition_offset=offset, transition_cov=cov))
+    if dynamics.input_dim:
+        dynamics.input_matrix.copy_(gain)
 
 
 @torch.no_grad()
