@@ -30,19 +30,25 @@ class Bench:
     """Everything in standard deviations of the training data (smartwatch: of each recording).
 
     Attributes:
-        train: series to fit on, ``[(T, channel)]``, NaN = missing. calibration: later or other ones, on which intervals may be calibrated.
+        train: series to fit on, ``[(T, channel)]``, NaN = missing.
         contexts: what is known, ``(N, L, channel)``; with gaps to fill, NaN there.
         truth: the steps that follow ``(N, H, channel)``, or the whole series of which gaps were cut.
-        train_inputs, calibration_inputs, inputs: what is known of the calendar, ``[(T, u)]`` and ``(N, L + H, u)``; None without any.
+        held: contexts and truth of forecasts that are neither fitted nor judged, on which intervals are calibrated and choices were made.
+        train_inputs, inputs, held_inputs: what is known of the calendar, ``[(T, u)]`` and ``(N, L + H, u)``; None without any.
     """
 
     train: list[NDArray]
-    calibration: list[NDArray]
     contexts: NDArray
     truth: NDArray
+    held: tuple[NDArray, NDArray] | None = None
     train_inputs: list[NDArray] | None = None
-    calibration_inputs: list[NDArray] | None = None
     inputs: NDArray | None = None
+    held_inputs: NDArray | None = None
+
+
+def _around(values: NDArray, origins: list[int], before: int, after: int) -> NDArray:
+    """The rows from ``before`` to ``after`` each origin, ``(N, rows, channel)``."""
+    return np.stack([values[t + before : t + after] for t in origins])
 
 
 def _recordings(split: str) -> list[NDArray]:
@@ -53,22 +59,24 @@ def _recordings(split: str) -> list[NDArray]:
 
 @cache
 def imu_gaps() -> Bench:
-    """Subjects 8 to 10: 10 samples of every 60 lost in all six channels; the first 900 samples of each recording."""
+    """Subjects 8 to 10: 10 samples of every 60 lost in all six channels; the first 900 samples of each recording. An eighth is held out."""
     train = _recordings("train")
     whole = np.stack([part[:900] for part in _recordings("test")])
     lost = np.arange(900) % 60 >= 50
     lost[-30:] = False
-    return Bench(train[::8] + train[1::2], train[2::8], np.where(lost[:, None], np.nan, whole), whole)
+    return Bench([part for i, part in enumerate(train) if i % 8 != 2], np.where(lost[:, None], np.nan, whole), whole)
 
 
 @cache
 def imu_forecast() -> Bench:
-    """Subjects 8 to 10: 25 samples (0.5 s) after 100, from every 60th sample of each recording."""
-    train, horizon = _recordings("train"), 25
-    pieces = [part[start : start + 100 + horizon] for part in _recordings("test") for start in range(0, len(part) - 100 - horizon, 60)]
-    both = np.stack(pieces)
-    kept = [i for i in range(len(train)) if i % 6 != 2]
-    return Bench([train[i] for i in kept], train[2::6], both[:, :100], both[:, 100:])
+    """Subjects 8 to 10: 25 samples (0.5 s) after 100, from every 60th sample of each recording. A sixth is held out for calibration."""
+    train, known, horizon = _recordings("train"), 100, 25
+
+    def pieces(recordings: list[NDArray]) -> tuple[NDArray, NDArray]:
+        both = np.concatenate([_around(part, list(range(known, len(part) - horizon, 60)), -known, horizon) for part in recordings])
+        return both[:, :known], both[:, known:]
+
+    return Bench([part for i, part in enumerate(train) if i % 6 != 2], *pieces(_recordings("test")), pieces(train[2::6]))
 
 
 def calendar(index: pd.DatetimeIndex, year: bool = True, hour: bool = True) -> NDArray:
@@ -89,17 +97,22 @@ def weather_forecast() -> Bench:
     week = np.arange(len(frame)) // 168
     fit = week % 4 < 2
     values = ((frame - frame[fit].mean()) / frame[fit].std()).to_numpy()
+    edges = np.flatnonzero(np.diff(np.r_[0, fit.astype(int), 0])).reshape(-1, 2)
 
-    def blocks(array: NDArray, part: NDArray) -> list[NDArray]:
-        edges = np.flatnonzero(np.diff(np.r_[0, part.astype(int), 0]))
-        return [array[a:b] for a, b in edges.reshape(-1, 2)]
+    def origins(which: int) -> list[int]:
+        last = len(frame) - horizon
+        return [t for t in range(context, last, 6) if week[t] % 4 == which and week[min(t + horizon - 1, last)] == week[t]]
 
-    last = len(frame) - horizon
-    origins = [t for t in range(context, last, 6) if week[t] % 4 == 3 and week[min(t + horizon - 1, last)] == week[t]]
-    contexts, truth = (np.stack([values[t + a : t + b] for t in origins]) for a, b in ((-context, 0), (0, horizon)))
-    inputs = np.stack([known[t - context : t + horizon] for t in origins])
-    calibration = week % 4 == 2
-    return Bench(blocks(values, fit), blocks(values, calibration), contexts, truth, blocks(known, fit), blocks(known, calibration), inputs)
+    now, before = origins(3), origins(2)
+    return Bench(
+        train=[values[a:b] for a, b in edges],
+        contexts=_around(values, now, -context, 0),
+        truth=_around(values, now, 0, horizon),
+        held=(_around(values, before, -context, 0), _around(values, before, 0, horizon)),
+        train_inputs=[known[a:b] for a, b in edges],
+        inputs=_around(known, now, -context, horizon),
+        held_inputs=_around(known, before, -context, horizon),
+    )
 
 
 @cache
@@ -110,11 +123,16 @@ def co2_forecast() -> Bench:
     known = calendar(index, hour=False)
     cut, later = (int((index < pd.Timestamp(date)).sum()) for date in ("1985-01-01", "1992-01-01"))
     values = ((frame - frame.iloc[:cut].mean()) / frame.iloc[:cut].std()).to_numpy()
-    origins = list(range(later, len(frame) - horizon, 2))
-    contexts, truth = (np.stack([values[t + a : t + b] for t in origins]) for a, b in ((-context, 0), (0, horizon)))
-    inputs = np.stack([known[t - context : t + horizon] for t in origins])
-    held = slice(cut - 104, later)
-    return Bench([values[:cut]], [values[held]], contexts, truth, [known[:cut]], [known[held]], inputs)
+    now, before = list(range(later, len(frame) - horizon, 2)), list(range(cut, later - horizon, 2))
+    return Bench(
+        train=[values[:cut]],
+        contexts=_around(values, now, -context, 0),
+        truth=_around(values, now, 0, horizon),
+        held=(_around(values, before, -context, 0), _around(values, before, 0, horizon)),
+        train_inputs=[known[:cut]],
+        inputs=_around(known, now, -context, horizon),
+        held_inputs=_around(known, before, -context, horizon),
+    )
 
 
 TASKS = {

@@ -105,7 +105,7 @@ class VARKalman:
         size = channels * self.order
         centre, gram = mean[:size], cov[:size, :size]
         weights = np.linalg.solve(gram + self.ridge * np.eye(size), cov[:size, size:]).T
-        transition = _stabilised(weights, self.order)
+        transition = _stabilised(np.asarray(weights, dtype=np.float64), self.order)
         constant = mean[size:] - transition @ centre
         sigma = cov[size:, size:] - transition @ cov[:size, size:] - cov[size:, :size] @ transition.T + transition @ gram @ transition.T
         units = self.scale_[:, None] / self.scale_

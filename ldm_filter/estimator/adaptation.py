@@ -24,7 +24,7 @@ __all__ = ["Adaptation"]
 class Adaptation(Parameters):
     """What a fitted model learns of a series that it is shown later."""
 
-    def adapt(self, data: Any, weight: float = 10.0, iterations: int = 10, inputs: Any = None, times: Any = None) -> Self:
+    def adapt(self, data: Any, weight: float = 30.0, iterations: int = 10, inputs: Any = None, times: Any = None) -> Self:
         """A copy of the model whose motion and noise are this data's own, as far as they can be told from it.
 
             maximise  E[log p(z, h | A, a, B, D, Q, R)] + weight (what one step of the model so far would add)
@@ -35,13 +35,13 @@ class Adaptation(Parameters):
 
         Args:
             data: of the series to adapt to, as for :meth:`filter`; many of them are taken for one kind.
-            weight: steps that the model so far counts for: small, trust the new data; large, stay. About a hundredth of the data's length is a
-                good start.
+            weight: steps that the model so far counts for: small, trust the new data; large, stay. From a hundredth of the length of long and
+                clean data to as many as there are of short and noisy ones.
             iterations: of expectation maximisation; each goes further.
             inputs, times: as for :meth:`filter`.
 
         Returns:
-            A new LDMFilter. A calibration of its intervals and the sizes tried are not carried over.
+            A new LDMFilter. A calibration of its intervals is not carried over.
 
         Raises:
             ValueError: dynamics other than ``"linear"``, a weight that is not positive and finite, iterations below 1.
@@ -61,7 +61,7 @@ class Adaptation(Parameters):
             raise ValueError(f'adapt moves linear dynamics, this model has {type(model.dynamics).__name__}; fit with dynamics="linear"')
         sequences, labels, _ = self._read(data, inputs, times)
         own = copy.copy(self)
-        own.model_, own.calibration_, own.sizes_ = copy.deepcopy(model), None, []
+        own.model_, own.calibration_ = copy.deepcopy(model), None
         for _ in range(iterations):
             _step(own.model_, model, run_filter(own.model_, sequences, labels), float(weight))
         own.readout_ = _readout(own.model_, self.readout_, run_filter(own.model_, sequences, labels), model.dynamics.exact(), float(weight))
@@ -85,8 +85,9 @@ def _step(model: LatentFilter, before: LatentFilter, run: Run, weight: float) ->
     noise = before.encoder.noise
     if isinstance(noise, ConstantNoise):
         complete = run.sequences.observed.flatten(2).all(-1).to(run.seen.device)  # a missing channel adds noise of another kind
-        start = noise(before.encoder.center)[0, 0]
+        start = noise.covariance()
         direct, found = adapted_observation(start, first.exact(context), run.measurements.mean, smoother.smoothed, complete, weight, inputs)
+        assert isinstance(model.encoder.noise, ConstantNoise)
         model.encoder.noise.set_covariance(found)
         if dynamics.input_dim:
             dynamics.feedthrough.copy_(first.feedthrough + direct)

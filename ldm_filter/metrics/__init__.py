@@ -21,6 +21,7 @@ from ldm_filter.metrics.calibration import (
     pit,
     scores,
 )
+from ldm_filter.metrics.conformal import conformal_widths
 from ldm_filter.metrics.decoding import CovarianceRegression, covariance_regression, decoded_covariance
 from ldm_filter.metrics.identifiability import (
     AffineR2,
@@ -46,6 +47,7 @@ __all__ = [
     "affine_r2_both_ways",
     "autocorrelation",
     "chi2_bounds",
+    "conformal_widths",
     "covariance_regression",
     "coverage",
     "crps_normal",

@@ -207,8 +207,12 @@ class ConstantNoise(nn.Module):
         self.factor = nn.Parameter(-0.5 * torch.eye(latent_dim))
 
     def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
+        return round_cov(self.covariance(), self.factor.dtype)[None, None]
+
+    def covariance(self) -> Tensor:
+        """R ``(m, m)``, float64."""
         lower = factor(self.factor)
-        return round_cov(lower @ lower.mT, self.factor.dtype)[None, None]
+        return lower @ lower.mT
 
     @torch.no_grad()
     def set_covariance(self, cov: Tensor) -> None:

@@ -16,10 +16,13 @@ def test_shapes_and_splits(task: str) -> None:
     settings = TASKS[task]
     bench = settings.make()
     count, known, channels = bench.contexts.shape
-    assert {part.shape[1] for part in (*bench.train, *bench.calibration)} == {channels}
+    assert {part.shape[1] for part in bench.train} == {channels}
     if settings.horizon:
         assert bench.truth.shape == (count, settings.horizon, channels)
         assert count >= 100
+        assert bench.held is not None
+        assert [part.shape[1:] for part in bench.held] == [bench.contexts.shape[1:], bench.truth.shape[1:]]
+        assert len(bench.held[0]) >= 50
     else:
         hidden = np.isnan(bench.contexts)
         assert 0.1 < hidden.mean() < 0.2
@@ -34,7 +37,8 @@ def test_shapes_and_splits(task: str) -> None:
 def test_what_is_forecast_was_not_trained_on() -> None:
     for task in ("weather-forecast", "co2-forecast"):
         bench = TASKS[task].make()
-        seen = np.nan_to_num(np.concatenate([*bench.train, *bench.calibration]), nan=-9.0)
+        assert bench.held is not None
+        seen = np.nan_to_num(np.concatenate([*bench.train, *bench.held[1]]), nan=-9.0)
         windows = np.lib.stride_tricks.sliding_window_view(seen, 12, axis=0)  # (rows, channel, 12)
         for truth in bench.truth[:: max(1, len(bench.truth) // 20)]:
             assert not np.all(windows == np.nan_to_num(truth[:12], nan=-9.0).T, axis=(1, 2)).any()
@@ -42,7 +46,7 @@ def test_what_is_forecast_was_not_trained_on() -> None:
 
 def test_the_judge_counts_what_was_asked_for() -> None:
     truth = np.random.default_rng(0).normal(size=(50, 40, 2))
-    bench = Bench([truth[0]], [truth[0]], np.zeros((50, 7, 2)), truth)
+    bench = Bench([truth[0]], np.zeros((50, 7, 2)), truth)
     found = judge(bench, np.zeros_like(truth), np.ones_like(truth))
     assert found["rmse"] == pytest.approx(1.0, abs=0.05)
     assert found["crps"] == pytest.approx((np.sqrt(2) - 1) / np.sqrt(np.pi) * np.sqrt(1) + 0.0, abs=0.4)
@@ -50,14 +54,17 @@ def test_the_judge_counts_what_was_asked_for() -> None:
     assert found["coverage95"] == pytest.approx(0.95, abs=0.02)
     gaps = np.where(np.arange(40)[:, None] % 10 < 2, np.nan, truth)
     estimate = np.where(np.isnan(gaps), truth + 0.5, 1e9)
-    assert judge(Bench([truth[0]], [truth[0]], gaps, truth), estimate, np.ones_like(truth))["rmse"] == pytest.approx(0.5)
+    assert judge(Bench([truth[0]], gaps, truth), estimate, np.ones_like(truth))["rmse"] == pytest.approx(0.5)
 
 
 def test_the_classical_methods_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     full = series_tasks.weather_forecast()
-    small = Bench(full.train[:2], full.calibration[:1], full.contexts[:6], full.truth[:6])
+    small = Bench(full.train[:2], full.contexts[:6], full.truth[:6])
     monkeypatch.setitem(TASKS, "weather-forecast", TASKS["weather-forecast"]._replace(make=lambda: small))
-    figures = {method: series_methods.run("weather-forecast", "", method, "smoke", 0).metrics for method in ("hold-last", "seasonal-naive", "var6")}
+    figures = {
+        method: series_methods.run("weather-forecast", "", method, "smoke", 0).metrics
+        for method in ("hold-last", "seasonal-naive", "var6", "var6-adapted")
+    }
     assert all(0.05 < found["crps"] < 2.0 for found in figures.values())
     assert figures["seasonal-naive"] != figures["hold-last"]
     with pytest.raises(ValueError, match="method is 'guess'"):
