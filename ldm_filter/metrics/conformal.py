@@ -29,8 +29,8 @@ def conformal_widths(mean: Any, std: Any, truth: Any, level: float) -> Array:
     Source: Papadopoulos et al. 2002; Lei et al., J. Am. Stat. Assoc. 113 (2018).
 
     Example:
-        >>> conformal_widths(np.zeros(9), np.ones(9), np.arange(1.0, 10.0), 0.8)
-        array(8.)
+        >>> float(conformal_widths(np.zeros(9), np.ones(9), np.arange(1.0, 10.0), 0.8))
+        8.0
     """
     m, s, x = (as_array(name, value) for name, value in (("mean", mean), ("std", std), ("truth", truth)))
     if not m.shape == s.shape == x.shape:
