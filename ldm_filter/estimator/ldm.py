@@ -69,6 +69,7 @@ class LDMFilter(Queries):
         sizes_: the sizes that ``state_dim="auto"`` tried. history_: what happened in training. labels_: channels and layout seen in ``fit``.
 
     Example:
+        >>> import numpy as np
         >>> walk = np.cumsum(np.random.default_rng(0).normal(size=(300, 2)), axis=0)
         >>> model = LDMFilter(state_dim=2).fit(walk, epochs=2, progress=False)
         >>> model.filter(walk).filtered_mean.shape
@@ -232,6 +233,7 @@ class LDMFilter(Queries):
             ValueError: shapes that do not fit, numbers that are not finite, a covariance that is not one.
 
         Example:
+            >>> import numpy as np
             >>> one = np.eye(1)
             >>> walk = LDMFilter.from_matrices(one, 0.1 * one, one, one, np.zeros(1), one)
             >>> walk.filter(np.array([1.0, np.nan, 2.0])).filtered_mean.values.round(3).ravel().tolist()
