@@ -48,6 +48,7 @@ class Adaptation(Parameters):
 
         Example:
             >>> import numpy as np
+            >>> from ldm_filter import LDMFilter
             >>> random = np.random.default_rng(0)
             >>> slow, fast = (np.sin(np.arange(200)[:, None] * w + [0, 1]) + 0.1 * random.normal(size=(200, 2)) for w in (0.2, 0.6))
             >>> model = LDMFilter(state_dim=2).fit(slow, epochs=2, progress=False)
