@@ -36,10 +36,12 @@ class Context(NamedTuple):
             sampling interval.
         inputs: known controls and exogenous series u_t ``(1 | B, T, u)`` in their own units, in force over the interval that ends at step t.
             None: there are none.
+        targets: what the state shall say, ``(B, T, D)`` in its own units, NaN where unknown; training alone looks at it.
     """
 
     dt: Tensor | None = None
     inputs: Tensor | None = None
+    targets: Tensor | None = None
 
     def steps(self, start: int, stop: int | None = None) -> Context:
         """The context of steps ``start`` to ``stop``."""

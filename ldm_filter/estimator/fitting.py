@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from ldm_filter.data.windows import Windows, split
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.inference import normalised_innovations
 from ldm_filter.estimator.known import empty_model
-from ldm_filter.metrics import covariance_regression
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import Dynamics
 from ldm_filter.models.continuous import ContinuousDynamics
@@ -23,7 +21,6 @@ from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.nonlinear import named_dynamics
-from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.models.recurrent import build_predictor
 from ldm_filter.models.recurrent_dynamics import RecurrentDynamics
 from ldm_filter.models.stepwise import StepwiseDynamics
@@ -31,22 +28,18 @@ from ldm_filter.models.subspace import canonical_variates
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.objectives.presets import compose
 from ldm_filter.training import History, TrainingOptions, train
-from ldm_filter.types import Context, Gaussian, Sequences
+from ldm_filter.types import Context, Sequences
 
 __all__ = [
-    "Beliefs",
     "Plan",
-    "beliefs",
     "build",
     "common_scale",
     "finish",
     "fit_dynamics",
-    "fit_observation_readout",
     "initialise",
     "make_plan",
     "mostly_complete",
     "run_training",
-    "turn_covariance",
 ]
 
 LEAST_UPDATES = 600
@@ -61,14 +54,6 @@ class Plan:
     validation: Windows | None
     batch_size: int
     epochs: int
-
-
-class Beliefs(NamedTuple):
-    """Predicted states p(h_t | y_<t) beside the observations that then came, of whole windows, from the second step on."""
-
-    belief: Gaussian
-    targets: Tensor
-    observed: Tensor
 
 
 def build(
@@ -235,16 +220,20 @@ def fit_dynamics(model: LatentFilter, plan: Plan, options: TrainingOptions, hist
 @torch.no_grad()
 def finish(model: LatentFilter, plan: Plan) -> None:
     """Measure what missing channels cost, and the common scale of Q and R; fix the gauge (zero mean, unit variance of every latent), bring the
-    state to canonical form."""
+    state to canonical form. With targets, whose likelihood has decided about the scale and whose read-out about the basis, these two stay."""
     values, observed = _rows(plan.training.sequences, 5000)
     _fit_missing(model, values, observed.flatten(1).all(-1))
-    if plan.validation is not None:
+    if plan.validation is not None and model.head is None:
         model.scale_covariances(common_scale(model, plan.validation))
     if model.dynamics.learned_observation:
         device = model.encoder.center.device
         measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))
+        latents = measurements.mean[seen]
+        if model.head is not None:
+            model.fix_gauge(latents.mean(0), latents.std(0))
+            return
         model.centre()
-        model.fix_gauge(torch.zeros_like(measurements.mean[0, 0]), measurements.mean[seen].std(0))
+        model.fix_gauge(torch.zeros_like(latents[0]), latents.std(0))
         model.canonicalise()
 
 
@@ -265,63 +254,6 @@ def common_scale(model: LatentFilter, windows: Windows) -> float:
         total += float(normalised_innovations(measurements, projected, seen)[seen].sum())
         count += int(seen.sum())
     return total / max(count, 1)
-
-
-@torch.no_grad()
-def beliefs(model: LatentFilter, windows: Windows, most_steps: int = 60_000) -> Beliefs:
-    """Predictions for up to ``most_steps`` steps of windows, evenly spread.
-
-    Predictions, not filtered states: those have seen the observation's own noise, so that its residual would come out too small and the
-    read-out would learn to repeat the noise. E[x_t | x_<t] is what identifies the emission x = W h + noise.
-    """
-    index = windows.index()
-    most = max(1, most_steps // windows.length)
-    if len(index) > most:
-        index = index[torch.linspace(0, len(index) - 1, most).round().long()]
-    device = model.encoder.center.device
-    parts = []
-    for piece in index.split(256):
-        batch = windows.take(piece)
-        context = to_device(batch.context, device)
-        predicted = model.with_inputs(model(batch.values.to(device), batch.observed.to(device), context).predicted, context)
-        rows = (predicted.mean.cpu(), predicted.cov.cpu(), batch.values.flatten(2), batch.observed.flatten(2))
-        parts.append(tuple(row[:, 1:] for row in rows))  # the first prediction is the initial belief, whatever the data
-    mean, covs, targets, observed = zip(*parts, strict=True)
-    # In the constant regime every window has the same covariances: one copy will do.
-    if all(cov.shape[0] == 1 for cov in covs):
-        cov = covs[0]
-    else:
-        cov = torch.cat([part.expand(len(own), *part.shape[1:]) for part, own in zip(covs, mean, strict=True)])
-    return Beliefs(Gaussian(torch.cat(mean), cov), torch.cat(targets), torch.cat(observed))
-
-
-def fit_observation_readout(model: LatentFilter, plan: Plan, kind: str, seed: int) -> Readout:
-    """The read-out from states to the data itself, in standardised units; its covariance is taken from held-out windows."""
-    training = _standardised(model, beliefs(model, plan.training))
-    held_out = None if plan.validation is None else _standardised(model, beliefs(model, plan.validation))
-    generator = torch.Generator().manual_seed(seed)
-    return fit_readout(*training, kind=kind, held_out=held_out, generator=generator).to(model.encoder.center.device)
-
-
-@torch.no_grad()
-def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
-    """Let the covariance of a fitted read-out depend on its mean, by regression of its errors ``(B, T, D)`` where all targets are observed.
-
-    Raises:
-        ValueError: more targets than a covariance is kept for, or too few complete steps.
-    """
-    if not readout.full:
-        raise ValueError(f"covariance is 'state-dependent', which {targets.shape[-1]} targets are too many for; leave it at 'constant'")
-    mean, cov = (part.double().numpy() for part in readout(belief))
-    shape = (*mean.shape, mean.shape[-1])
-    error = torch.where(observed, targets, 0.0).double().numpy() - mean
-    found = covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy())
-    readout.turn(*(torch.as_tensor(part) for part in (found.base, found.direction, found.centre, found.scale)))
-
-
-def _standardised(model: LatentFilter, found: Beliefs) -> Beliefs:
-    center, scale = model.encoder.center.flatten().cpu(), model.encoder.scale.flatten().cpu()
-    return found._replace(targets=torch.where(found.observed, (found.targets - center) / scale, torch.zeros_like(found.targets)))
 
 
 @torch.no_grad()

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from collections.abc import Sequence as Series
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filterpy.kalman import KalmanFilter
 from torch import nn
 
 from ldm_filter.data.labels import parse
 from ldm_filter.estimator import fitting, settings
+from ldm_filter.estimator.classical import Classical
 from ldm_filter.estimator.context import fit_context, parse_inputs
-from ldm_filter.estimator.known import known_labels, known_model, known_readout, matrices_of
-from ldm_filter.estimator.queries import Queries
+from ldm_filter.estimator.readouts import fit_observation_readout
 from ldm_filter.estimator.selection import Size, compare_sizes, smallest_good
+from ldm_filter.estimator.supervised import NO_TARGETS, Supervised, Targets, attach, build_head, default_weight
 from ldm_filter.models.base import Dynamics
-from ldm_filter.models.readout import fit_readout, split_off
-from ldm_filter.training import History, TrainingOptions
-from ldm_filter.types import Context, Gaussian, Sequences
+from ldm_filter.training import TrainingOptions
+from ldm_filter.types import Context, Sequences
 
 __all__ = ["LDMFilter"]
 
 
-class LDMFilter(Queries):
+class LDMFilter(Supervised, Classical):
     """Self-supervised Kalman filtering of time series: a learned encoder in front of an exact linear-Gaussian filter.
 
         z_t = f(x_t),   h_t = A h_{t-1} + w,  w ~ N(0, Q),   z_t = C h_t + v,  v ~ N(0, R_t)
@@ -120,8 +118,11 @@ class LDMFilter(Queries):
         progress: bool = True,
         log_path: str | Path | None = None,
         compare: Collection[str] = (),
+        targets: Any = None,
+        validation_targets: Any = None,
+        supervision: float | None = None,
     ) -> LDMFilter:
-        """Train on series without labels.
+        """Train on series, without labels or with some.
 
         Args:
             data: ndarray ``(time, channel)``, ``(series, time, channel)`` or ``(series, time, y, x[, colour])``, tensor, DataFrame,
@@ -134,6 +135,11 @@ class LDMFilter(Queries):
             progress: show a bar. log_path: a JSONL file, one line per epoch.
             compare: names of other estimators; the cosine between their gradients of the encoder and the objective's is logged after every epoch
                 (``cosine_knn`` and so on; `ldm_filter.plots.plot_training` draws them).
+            targets: physical quantities that the state shall say, a container with a row per step, NaN where unknown: a read-out of the filtered
+                belief (mean and full covariance; linear with ``readout="linear"``, else a network) is trained through the filter by their
+                likelihood; ``filter`` and ``smooth`` then give ``target_mean`` and ``target_cov``. validation_targets: of held-out data.
+            supervision: weight s of the targets in the loss, (1 - s) objective + s (- log p(y_t | x_<=t)); 1: the targets alone. Default 1 where
+                every step has targets, else 0.5.
 
         Returns:
             self.
@@ -145,13 +151,15 @@ class LDMFilter(Queries):
         settings.check(self.get_params())
         settings.check_counts(epochs=epochs, batch_size=batch_size)
         settings.check_share("validation", validation)
+        given = Targets(targets, validation_targets, supervision)
+        given.check(self.get_params())
         self._forget()
         self.sizes_: list[Size] = []
         if self.state_dim == "auto":
             held = {"validation": validation, "validation_inputs": validation_inputs}
             self.sizes_ = compare_sizes(self, data, inputs=inputs, times=times, epochs=epochs, batch_size=batch_size, **held)
             self.state_dim = smallest_good(self.sizes_)
-        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path, compare)
+        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path, compare, given)
         return self
 
     def _train(
@@ -166,6 +174,7 @@ class LDMFilter(Queries):
         progress: bool,
         log_path: str | Path | None,
         compare: Collection[str] = (),
+        targets: Targets = NO_TARGETS,
     ) -> fitting.Plan:
         """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
@@ -173,6 +182,7 @@ class LDMFilter(Queries):
         if inputs is not None:
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
             sequences = sequences._replace(context=Context(inputs=known.past))
+        sequences, names = attach(sequences, targets.values)
         event_shape = tuple(sequences.values.shape[2:])
         latent_dim = settings.latents(self.get_params(), event_shape)
         settings.check_learnable(sequences, latent_dim)
@@ -181,138 +191,36 @@ class LDMFilter(Queries):
         self.model_ = model
         sequences = fit_context(model.dynamics, sequences, labels)
         given = validation is not None and not isinstance(validation, float)
-        held_out = self._read(validation, validation_inputs, name="validation")[0] if given else validation
+        held_out = self._held_out(validation, validation_inputs, targets) if given else validation
         plan = fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed)
         fitting.initialise(model, plan.training.sequences)
+        weight = None
+        if names:
+            model.head = build_head(model, plan.training, self.readout, self.seed)
+            weight = default_weight(sequences) if targets.weight is None else float(targets.weight)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
         objective = settings.composition(self.get_params(), square).objective
-        options = self._options(plan, sequences, progress, log_path)
+        options = self._options(plan, sequences, progress, log_path, weight)
         compared = settings.comparisons(self.get_params(), square, compare)
         self.history_ = fitting.run_training(model, objective, plan, replace(options, compare=compared))
         if model.predictor is not None:
             fitting.fit_dynamics(model, plan, options, self.history_)
         fitting.finish(model.eval(), plan)
-        self.readout_ = fitting.fit_observation_readout(model, plan, self.readout, self.seed)
-        self.target_readout_ = None
-        self.target_names_ = []
+        self.target_readout_ = None if model.head is None else model.head.requires_grad_(False)
+        self.target_names_ = names
+        model.head = None
+        self.readout_ = fit_observation_readout(model, plan, self.readout, self.seed)
         return plan
 
-    @classmethod
-    def from_matrices(
-        cls,
-        transition_matrix: Any,
-        transition_cov: Any,
-        observation_matrix: Any,
-        measurement_cov: Any,
-        initial_mean: Any,
-        initial_cov: Any,
-        *,
-        transition_offset: Any = None,
-        observation_offset: Any = None,
-        input_matrix: Any = None,
-        feedthrough: Any = None,
-        channels: Series[str] | None = None,
-        inputs: Series[str] | None = None,
-        step: float | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> LDMFilter:
-        """The classical filter of a model that is known: nothing is learned, the data are the measurements, missing channels are exact.
+    def _held_out(self, validation: Any, inputs: Any, targets: Targets) -> Sequences:
+        sequences = self._read(validation, inputs, name="validation")[0]
+        if targets.values is not None and targets.validation is None:
+            raise ValueError("validation is held-out data, but validation_targets is None; pass its targets, or a share of the data as validation")
+        return attach(sequences, targets.validation, "validation_targets")[0]
 
-            h_t = A h_{t-1} + a + B u_t + w,  w ~ N(0, Q),   x_t = C h_t + c + D u_t + v,  v ~ N(0, R),   h_0 ~ N(initial_mean, initial_cov)
-
-        Args:
-            transition_matrix, transition_cov: A and Q ``(n, n)``, stable or not.
-            observation_matrix, measurement_cov: C ``(m, n)`` and R ``(m, m)``.
-            initial_mean, initial_cov: the prediction for the first row, ``(n,)`` and ``(n, n)``.
-            transition_offset, observation_offset: a ``(n,)`` and c ``(m,)``; default 0.
-            input_matrix, feedthrough: B ``(n, u)`` and D ``(m, u)``; default no inputs.
-            channels, inputs: names; default by position.
-            step: the sampling interval of dated data in seconds, so that a gap on its grid is predicted over; None: a step per row.
-
-        Raises:
-            ValueError: shapes that do not fit, numbers that are not finite, a covariance that is not one.
-
-        Example:
-            >>> import numpy as np
-            >>> one = np.eye(1)
-            >>> walk = LDMFilter.from_matrices(one, 0.1 * one, one, one, np.zeros(1), one)
-            >>> walk.filter(np.array([1.0, np.nan, 2.0])).filtered_mean.values.round(3).ravel().tolist()
-            [0.5, 0.5, 1.118]
-        """
-        matrices = {
-            "transition_matrix": transition_matrix,
-            "transition_cov": transition_cov,
-            "observation_matrix": observation_matrix,
-            "measurement_cov": measurement_cov,
-            "initial_mean": initial_mean,
-            "initial_cov": initial_cov,
-            "transition_offset": transition_offset,
-            "observation_offset": observation_offset,
-            "input_matrix": input_matrix,
-            "feedthrough": feedthrough,
-        }
-        model = known_model(matrices, dtype)
-        dynamics = model.dynamics
-        made = cls(dynamics.state_dim, dynamics.latent_dim, encoder="direct", dynamics="matrices", readout="linear", dtype=dtype)
-        made.model_, made.readout_, made.history_ = model, known_readout(model), History()
-        made.labels_ = known_labels(channels, dynamics.latent_dim, step)
-        made.input_labels_ = known_labels(inputs, dynamics.input_dim, None, "inputs") if dynamics.input_dim else None
-        made.target_readout_, made.target_names_ = None, []
-        dynamics.set_interval(1.0 if step is None else step)
-        return made
-
-    @classmethod
-    def from_filterpy(cls, source: KalmanFilter, predict_first: bool = True, **options: Any) -> LDMFilter:
-        """A ``filterpy.kalman.KalmanFilter`` as an LDMFilter: batches, gaps, smoothing and forecasts for the same model.
-
-        Args:
-            source: not changed.
-            predict_first: its x and P are the belief *before* a ``predict()`` for the first row, as in ``source.batch_filter``; False: they are
-                the prediction for the first row, as :meth:`to_filterpy` has it.
-            options: ``channels``, ``inputs``, ``step``, ``dtype`` of :meth:`from_matrices`.
-
-        Raises:
-            TypeError: no such filter. ValueError: a fading memory, or correlated noises.
-        """
-        return cls.from_matrices(**matrices_of(source, predict_first), **options)
-
-    def fit_readout(
-        self, data: Any, targets: Any, kind: str | None = None, covariance: str = "constant", inputs: Any = None, times: Any = None
-    ) -> LDMFilter:
-        """Fit a supervised read-out of physical quantities; ``filter`` and ``smooth`` then also give ``target_mean`` and ``target_cov``.
-
-        Args:
-            data, inputs, times: as for ``filter``.
-            targets: container of the same length(s), ``(time, target)`` per series; NaN where unknown.
-            kind: ``"linear"``, ``"mlp"`` or ``"auto"``; default that of the model.
-            covariance: of what the read-out cannot explain. ``"constant"``: one for all steps, beside the filter's own.
-                ``"state-dependent"``: it turns and stretches with the estimate, for targets that move on a curve (along which their errors
-                lie, so that one ellipse for all steps holds no level rightly); see `ldm_filter.metrics.covariance_regression`.
-
-        Returns:
-            self.
-
-        Raises:
-            ValueError: lengths of data and targets differ, or an unknown kind or covariance.
-        """
-        settings.check_choice("covariance", covariance, settings.READOUT_COVARIANCES)
-        run = self._run(data, inputs, times)
-        wanted, labels = parse(targets, dtype=self.dtype, name="targets")
-        if wanted.values.shape[:2] != run.sequences.values.shape[:2] or not torch.equal(wanted.lengths, run.sequences.lengths):
-            raise ValueError(
-                f"targets have (series, time) {tuple(wanted.values.shape[:2])}, data {tuple(run.sequences.values.shape[:2])}; give one row per step"
-            )
-        belief = Gaussian(*(part.cpu() for part in self._model().with_inputs(run.result.filtered, run.sequences.context)))
-        values, observed = wanted.values.flatten(2), wanted.observed.flatten(2)
-        fitted = fit_readout(belief, values, observed, kind or self.readout)
-        if covariance == "state-dependent":
-            known = (belief, values, observed)
-            fitting.turn_covariance(fitted, *(known if fitted.kind == "linear" else split_off(*known)[1]))
-        self.target_readout_ = fitted.to(self._model().encoder.center.device)
-        self.target_names_ = list(labels.channels)
-        return self
-
-    def _options(self, plan: fitting.Plan, sequences: Sequences, progress: bool, log_path: str | Path | None) -> TrainingOptions:
+    def _options(
+        self, plan: fitting.Plan, sequences: Sequences, progress: bool, log_path: str | Path | None, supervision: float | None
+    ) -> TrainingOptions:
         mask_rate = settings.default_mask_rate(sequences) if self.mask_rate is None else self.mask_rate
         return TrainingOptions(
             epochs=plan.epochs,
@@ -325,4 +233,5 @@ class LDMFilter(Queries):
             mask_rate=mask_rate,
             log_path=log_path,
             progress=progress,
+            supervision=0.0 if supervision is None else supervision,
         )

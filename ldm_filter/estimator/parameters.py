@@ -18,6 +18,7 @@ from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.estimator.inference import Run, result_fields, run_filter
 from ldm_filter.estimator.robust import Gated
 from ldm_filter.models.base import Dynamics
+from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.training import History
@@ -31,13 +32,14 @@ class Parameters:
 
     state_dim: Any  # a number once fitted
     device: str
+    readout: str
     dtype: torch.dtype
     model_: LatentFilter
     labels_: Labels
     input_labels_: Labels | None
     history_: History
     readout_: Readout
-    target_readout_: Readout | None
+    target_readout_: Readout | TargetHead | None
     target_names_: list[str]
     calibration_: Calibration | None = None
 

@@ -16,6 +16,7 @@ from ldm_filter.data.labels import describe, from_description
 from ldm_filter.estimator.fitting import build
 from ldm_filter.estimator.forecasting import Calibration
 from ldm_filter.models.base import NO_CONTEXT, Dynamics
+from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout
 from ldm_filter.objectives.objective import Objective
@@ -41,6 +42,7 @@ __all__ = [
     "default_mask_rate",
     "from_checkpoint",
     "latents",
+    "number",
     "observation_draws",
     "target_fields",
     "to_checkpoint",
@@ -171,6 +173,13 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value}, expected a share between 0 and 1, held-out data, or None")
 
 
+def number(name: str, value: Any) -> float:
+    """A real number, or a TypeError with the argument's name."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
+    return float(value)
+
+
 def check_learnable(sequences: Sequences, latent_dim: int) -> None:
     """Refuse data too short, or too constant, to learn from.
 
@@ -201,7 +210,7 @@ def default_mask_rate(sequences: Sequences) -> float:
     return 0.1 if bool((flat.any(-1) & ~flat.all(-1)).any()) else 0.0
 
 
-def target_fields(readout: Readout, belief: Gaussian) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+def target_fields(readout: Readout | TargetHead, belief: Gaussian) -> dict[str, tuple[tuple[str, ...], Tensor]]:
     """Variables of the supervised read-out: mean and covariance, or variances where there are many targets."""
     dims: tuple[str, ...] = ("series", "time", "target")
     with torch.no_grad():
@@ -246,6 +255,7 @@ def to_checkpoint(estimator: Parameters) -> tuple[dict[str, Tensor], dict[str, A
         "inputs": None if estimator.input_labels_ is None else describe(estimator.input_labels_),
         "latent_dim": model.encoder.latent_dim,
         "readout": {name: [module.kind, len(module.bias)] for name, module in owners.items() if isinstance(module, Readout)},
+        "head": [head.kind, head.target_dim] if isinstance(head := estimator.target_readout_, TargetHead) else None,
         "targets": estimator.target_names_,
         "history": {"epochs": estimator.history_.epochs, "events": estimator.history_.events, "best_epoch": estimator.history_.best_epoch},
     }
@@ -277,6 +287,11 @@ def from_checkpoint(
         readout.load_state_dict(_of(name, tensors))
         readout.to(where).requires_grad_(False)
     estimator.readout_, estimator.target_readout_ = readouts["readout"], readouts.get("target_readout")
+    if config.get("head") is not None:
+        kind, size = config["head"]
+        head = TargetHead(params["state_dim"] + input_dim, size, kind).to(params["dtype"])
+        head.load_state_dict(_of("target_readout", tensors))
+        estimator.target_readout_ = head.to(where).requires_grad_(False)
     estimator.target_names_ = list(config["targets"])
     if "calibration.widths" in tensors:
         estimator.calibration_ = Calibration(tensors["calibration.widths"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.encoders import Encoder
+from ldm_filter.models.head import TargetHead
 from ldm_filter.types import Context, FilterResult, Gaussian, SmootherResult
 
 __all__ = ["LatentFilter"]
@@ -21,6 +22,7 @@ class LatentFilter(nn.Module):
         encoder: observations ``(B, T, *event)`` and their mask -> :class:`~ldm_filter.types.Gaussian` measurements.
         dynamics: how the latent state moves, and so how measurements are filtered: see :class:`~ldm_filter.models.base.Dynamics`.
         predictor: another latent model, ``(measurements, seen) -> Prediction``, that takes the dynamics' place in training.
+        head: a read-out of targets that is trained with the filter, :class:`~ldm_filter.models.head.TargetHead`.
 
     Shapes:
         values, observed: ``(B, T, *event)``. A step with no entry observed is skipped by the filter. context: of the same T steps.
@@ -29,11 +31,13 @@ class LatentFilter(nn.Module):
         ValueError: the encoder's latents are not those of the dynamics.
     """
 
-    def __init__(self, encoder: Encoder, dynamics: Dynamics, predictor: nn.Module | None = None) -> None:
+    head: TargetHead | None
+
+    def __init__(self, encoder: Encoder, dynamics: Dynamics, predictor: nn.Module | None = None, head: TargetHead | None = None) -> None:
         super().__init__()
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(f"encoder gives {encoder.latent_dim} latents, dynamics expect {dynamics.latent_dim}; use one latent_dim for both")
-        self.encoder, self.dynamics, self.predictor = encoder, dynamics, predictor
+        self.encoder, self.dynamics, self.predictor, self.head = encoder, dynamics, predictor, head
 
     def encode(self, values: Tensor, observed: Tensor) -> tuple[Gaussian, Tensor]:
         """Measurements and the steps ``(B, T)`` at which there is one."""

@@ -68,7 +68,7 @@ def train(
     optimiser = torch.optim.Adam(_parameter_groups(model, options))
     rates = [group["lr"] for group in optimiser.param_groups]
     schedule = OneCycleLR(optimiser, rates, total_steps=options.epochs * steps_per_epoch + 1, pct_start=0.3)
-    stepper = Stepper(fabric, model, objective, optimiser, schedule, options.clip)
+    stepper = Stepper(fabric, model, objective, optimiser, schedule, options.clip, options.supervision if model.head is not None else 0.0)
     generator = torch.Generator().manual_seed(options.seed)
     history, best, recoveries = History(), _Best(model), 0
     bar = tqdm(range(options.epochs), desc="fit", unit="epoch", disable=not (options.progress and fabric.is_global_zero))

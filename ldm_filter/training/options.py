@@ -51,6 +51,8 @@ class TrainingOptions:
         progress: show a bar.
         compare: objectives by name; after every epoch the cosine between the encoder's gradient of each and that of the objective in use is
             logged as ``cosine_<name>``.
+        supervision: s, of a model with a head and batches with targets: the loss is (1 - s) times the objective's and s times the targets'
+            mean negative log-likelihood per step that has any.
 
     Raises:
         ValueError: a number out of range.
@@ -69,6 +71,7 @@ class TrainingOptions:
     log_path: str | Path | None = None
     progress: bool = True
     compare: Mapping[str, Objective] = field(default_factory=dict)
+    supervision: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "devices"):
@@ -79,5 +82,7 @@ class TrainingOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}, expected at least 1 epoch, or None to never stop early")
+        if not 0.0 <= self.supervision <= 1.0:
+            raise ValueError(f"supervision is {self.supervision}, expected a weight from 0 to 1")
         if not 0.0 <= self.mask_rate < 1.0:
             raise ValueError(f"mask_rate is {self.mask_rate}, expected a share of entries from 0 to below 1")

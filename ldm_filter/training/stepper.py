@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -15,40 +15,51 @@ from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.objectives.latent_models import predictive_log_density
 from ldm_filter.objectives.objective import Objective, ObjectiveValue
 from ldm_filter.training.processes import Gather, share
-from ldm_filter.types import Context, Gaussian, Prediction, Sequences
+from ldm_filter.training.supervision import Figures, TargetDensity, named, target_density
+from ldm_filter.types import Gaussian, Prediction, Sequences
 
 __all__ = ["Stepper"]
 
 MOST_BAD_STEPS = 5
-_Latents = tuple[Tensor | Prediction, Gaussian, Tensor, Tensor | None]
+
+
+class _Latents(NamedTuple):
+    """Of a batch: log P(z_t | z_<t) under the dynamics, or the prediction of the model in their place; z; which steps have one; volumes; targets."""
+
+    latent_model: Tensor | Prediction
+    measurements: Gaussian
+    seen: Tensor
+    volume: Tensor | None
+    targets: TargetDensity | None
 
 
 class _Exact:
-    """Keeps a context as it is: a wrapper for half precision rounds every tensor that it finds among the arguments, time steps too."""
+    """Keeps a batch as it is: a wrapper for half precision rounds every tensor that it finds among the arguments, time steps too."""
 
-    def __init__(self, value: Context) -> None:
+    def __init__(self, value: Sequences) -> None:
         self.value = value
 
 
 class _Measured(nn.Module):
-    """Encoder and latent model in one forward, so that a data-parallel wrapper sees every parameter.
-
-    Of a batch it gives log P(z_t | z_<t) under the dynamics, or the prediction of the model in their place, and z.
-    """
+    """Encoder, latent model and head in one forward, so that a data-parallel wrapper sees every parameter."""
 
     def __init__(self, model: LatentFilter) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, values: Tensor, observed: Tensor, context: _Exact, volume: bool, detach_target: bool) -> _Latents:
+    def forward(self, values: Tensor, observed: Tensor, exact: _Exact, volume: bool, detach_target: bool) -> tuple[Any, ...]:
         measurements, seen = self.model.encode(values, observed)
+        batch, targets = exact.value, None
         with torch.autocast(values.device.type, enabled=False):  # the encoder may run in half precision, the filter does not
             measurements = Gaussian(*(part.to(self.model.encoder.center.dtype) for part in measurements))
-            if self.model.predictor is not None:
+            if self.model.head is not None and batch.context.targets is not None:
+                filtered, latent_model = self.model.dynamics.moments(measurements, seen, batch.context)
+                targets = target_density(self.model.head, self.model.with_inputs(filtered, batch.context), batch)
+            elif self.model.predictor is not None:
                 latent_model = self.model.predictor(measurements, seen)
             else:
-                latent_model = predictive_log_density(self.model.dynamics, measurements, seen, context.value, detach_target)
-        return latent_model, measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None
+                latent_model = predictive_log_density(self.model.dynamics, measurements, seen, batch.context, detach_target)
+        return latent_model, measurements, seen, self.model.encoder.log_volume(values, observed) if volume else None, targets
 
 
 class Stepper:
@@ -60,10 +71,13 @@ class Stepper:
         objective: what to maximise.
         optimiser, schedule: of the model's parameters; the schedule advances with every step that is taken.
         clip: largest norm of the gradient.
+        supervision: weight of the targets' likelihood in the loss; 1: the objective is not evaluated.
     """
 
-    def __init__(self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float) -> None:
-        self.fabric, self.objective, self.schedule, self.clip = fabric, objective, schedule, clip
+    def __init__(
+        self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float, supervision: float = 0.0
+    ) -> None:
+        self.fabric, self.objective, self.schedule, self.clip, self.weight = fabric, objective, schedule, clip, supervision
         self.dynamics, self.predictor = model.dynamics, model.predictor
         self.plain, self.encoder = _Measured(model), model.encoder
         self.module, self.optimiser = fabric.setup(self.plain, optimiser)
@@ -88,8 +102,8 @@ class Stepper:
                 break
         if not values or in_a_row >= MOST_BAD_STEPS:
             return {"loss": math.nan, "bad_steps": float(bad)}
-        means = torch.as_tensor(self.fabric.all_reduce(torch.stack(values).mean(0), reduce_op="mean"))
-        return _figures(means) | {"bad_steps": float(bad)}
+        means = torch.as_tensor(self.fabric.all_reduce(torch.stack(values).nanmean(0), reduce_op="mean"))
+        return named(means, self.weight) | {"bad_steps": float(bad)}
 
     def step(self, batch: Sequences, values: list[Tensor]) -> str | None:
         """One update; its figures are added to ``values``, or the reason is returned for which it was skipped.
@@ -105,23 +119,28 @@ class Stepper:
             if not self.taken:
                 raise
             return str(error)
-        self.fabric.backward(value.loss)
+        loss = value.loss(self.weight)
+        self.fabric.backward(loss)
         norm = torch.as_tensor(self.fabric.clip_gradients(self.module, self.optimiser, max_norm=self.clip, error_if_nonfinite=False))
-        loss = self.gather(value.loss.detach().reshape(1)).mean()
+        loss = self.gather(loss.detach().reshape(1)).mean()
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             return f"loss {float(loss):.4g}, norm of the gradient {float(norm):.4g}"
         self.optimiser.step()
         self.schedule.step()
         self.taken += 1
-        values.append(torch.stack(value).detach())
+        values.append(value.row())
         return None
 
-    def _value(self, batch: Sequences) -> ObjectiveValue:
-        latent_model, measurements, seen, volume = self._measure(self.fabric.to_device(batch))
-        return self.objective(latent_model, measurements, seen, self.gather, volume)
+    def _value(self, batch: Sequences) -> Figures:
+        found = self._measure(self.fabric.to_device(batch))
+        nll = None if found.targets is None else found.targets.nll(self.gather)
+        if nll is not None and self.weight == 1.0:
+            return Figures(None, nll)
+        return Figures(self.objective(found.latent_model, found.measurements, found.seen, self.gather, found.volume), nll)
 
     def _measure(self, batch: Sequences) -> _Latents:
-        return self.module(batch.values, batch.observed, _Exact(batch.context), self.objective.needs_volume, self.objective.detach_target)
+        volume = self.objective.needs_volume and self.weight < 1.0
+        return _Latents(*self.module(batch.values, batch.observed, _Exact(batch), volume, self.objective.detach_target))
 
     def evaluate(self, batches: Iterable[Sequences] | None) -> dict[str, float]:
         """Figures of held-out batches by the name of ``validation_...``; without any, the health of the last training batch alone."""
@@ -136,7 +155,8 @@ class Stepper:
 
     @torch.no_grad()
     def figures(self, batches: Iterable[Sequences]) -> dict[str, float]:
-        """The objective on some batches, every process by itself on all of them, and the health of the model.
+        """The objective and the targets' likelihood on some batches, every process by itself on all of them, and the health of the model
+        (but of one trained by targets alone, whose latents owe nothing to the objective).
 
         Raises:
             ValueError: it cannot be evaluated on one of them.
@@ -144,16 +164,22 @@ class Stepper:
         self.module.eval()
         values, weights, latents, squares = [], [], [], []
         for batch in map(self.fabric.to_device, batches):
-            latent_model, measurements, seen, volume = self._measure(batch)
-            values.append(torch.stack(self.objective(latent_model, measurements, seen, log_volume=volume)))
-            weights.append(seen.sum())
+            latent_model, measurements, seen, volume, targets = self._measure(batch)
+            nll = None if targets is None else targets.nll(lambda part: part)
+            alone = nll is not None and self.weight == 1.0
+            value = None if alone else self.objective(latent_model, measurements, seen, log_volume=volume)
+            values.append(Figures(value, nll).row())
+            labelled = 0.0 if targets is None else float(targets.known.sum())
+            weights.append(torch.tensor([float(seen.sum())] * len(ObjectiveValue._fields) + [labelled], dtype=torch.float64))
+            if alone:
+                continue
             latents.append(measurements.mean[seen].double())
             if isinstance(latent_model, Tensor):
                 latent_model = Prediction(self.dynamics.filter(measurements, seen, batch.context).projected, seen)
             squares.append(_normalised_innovations(latent_model, measurements))
-        weight = torch.stack(weights).double()
-        means = (torch.stack(values).double() * (weight / weight.sum())[:, None]).sum(0)
-        return _figures(means) | _health(torch.cat(latents), torch.cat(squares)) | ({} if self.predictor is not None else self.dynamics.health())
+        figures = named(_weighted_mean(torch.stack(values), torch.stack(weights)), self.weight)
+        figures |= _health(torch.cat(latents), torch.cat(squares)) if latents else {}
+        return figures | ({} if self.predictor is not None else self.dynamics.health())
 
     def cosines(self, others: Mapping[str, Objective]) -> dict[str, float]:
         """``cosine_<name>``: that of the angle between the encoder's gradients of this objective and of others, on the last training batch.
@@ -176,8 +202,8 @@ class Stepper:
         assert self.last is not None
         batch = self.fabric.to_device(share(self.last, self.fabric.global_rank, self.fabric.world_size))
         # Not through the data-parallel wrapper, which only knows of whole steps.
-        latent_model, measurements, seen, volume = self.plain(
-            batch.values, batch.observed, _Exact(batch.context), objective.needs_volume, objective.detach_target
+        latent_model, measurements, seen, volume, _ = self.plain(
+            batch.values, batch.observed, _Exact(batch), objective.needs_volume, objective.detach_target
         )
         value = objective(latent_model, measurements, seen, log_volume=volume)
         parameters = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
@@ -196,8 +222,11 @@ class Stepper:
         return [f"{len(skipped)} step(s) skipped, first: {skipped[0]}"] if skipped else []
 
 
-def _figures(means: Tensor) -> dict[str, float]:
-    return dict(zip(ObjectiveValue._fields, means.tolist(), strict=True))
+def _weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """Of the figures of batches, each by its number of steps; NaN where no batch has one."""
+    there = ~torch.isnan(rows)
+    weights = torch.where(there, weights, 0.0)
+    return torch.where(there, rows, 0.0).mul(weights).sum(0) / weights.sum(0)
 
 
 def _health(latents: Tensor, squares: Tensor) -> dict[str, float]:

@@ -1,0 +1,84 @@
+"""After training: what a state means, read out of the filter's beliefs by regression."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_filter.data.windows import Windows
+from ldm_filter.estimator.context import to_device
+from ldm_filter.estimator.fitting import Plan
+from ldm_filter.metrics import covariance_regression
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import Readout, fit_readout
+from ldm_filter.types import Gaussian
+
+__all__ = ["Beliefs", "beliefs", "fit_observation_readout", "turn_covariance"]
+
+
+class Beliefs(NamedTuple):
+    """Predicted states p(h_t | y_<t) beside the observations that then came, of whole windows, from the second step on."""
+
+    belief: Gaussian
+    targets: Tensor
+    observed: Tensor
+
+
+@torch.no_grad()
+def beliefs(model: LatentFilter, windows: Windows, most_steps: int = 60_000) -> Beliefs:
+    """Predictions for up to ``most_steps`` steps of windows, evenly spread.
+
+    Predictions, not filtered states: those have seen the observation's own noise, so that its residual would come out too small and the
+    read-out would learn to repeat the noise. E[x_t | x_<t] is what identifies the emission x = W h + noise.
+    """
+    index = windows.index()
+    most = max(1, most_steps // windows.length)
+    if len(index) > most:
+        index = index[torch.linspace(0, len(index) - 1, most).round().long()]
+    device = model.encoder.center.device
+    parts = []
+    for piece in index.split(256):
+        batch = windows.take(piece)
+        context = to_device(batch.context, device)
+        predicted = model.with_inputs(model(batch.values.to(device), batch.observed.to(device), context).predicted, context)
+        rows = (predicted.mean.cpu(), predicted.cov.cpu(), batch.values.flatten(2), batch.observed.flatten(2))
+        parts.append(tuple(row[:, 1:] for row in rows))  # the first prediction is the initial belief, whatever the data
+    mean, covs, targets, observed = zip(*parts, strict=True)
+    # In the constant regime every window has the same covariances: one copy will do.
+    if all(cov.shape[0] == 1 for cov in covs):
+        cov = covs[0]
+    else:
+        cov = torch.cat([part.expand(len(own), *part.shape[1:]) for part, own in zip(covs, mean, strict=True)])
+    return Beliefs(Gaussian(torch.cat(mean), cov), torch.cat(targets), torch.cat(observed))
+
+
+def fit_observation_readout(model: LatentFilter, plan: Plan, kind: str, seed: int) -> Readout:
+    """The read-out from states to the data itself, in standardised units; its covariance is taken from held-out windows."""
+    training = _standardised(model, beliefs(model, plan.training))
+    held_out = None if plan.validation is None else _standardised(model, beliefs(model, plan.validation))
+    generator = torch.Generator().manual_seed(seed)
+    return fit_readout(*training, kind=kind, held_out=held_out, generator=generator).to(model.encoder.center.device)
+
+
+@torch.no_grad()
+def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
+    """Let the covariance of a fitted read-out depend on its mean, by regression of its errors ``(B, T, D)`` where all targets are observed.
+
+    Raises:
+        ValueError: more targets than a covariance is kept for, or too few complete steps.
+    """
+    if not readout.full:
+        raise ValueError(f"covariance is 'state-dependent', which {targets.shape[-1]} targets are too many for; leave it at 'constant'")
+    mean, cov = (part.double().numpy() for part in readout(belief))
+    shape = (*mean.shape, mean.shape[-1])
+    error = torch.where(observed, targets, 0.0).double().numpy() - mean
+    found = covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy())
+    readout.turn(*(torch.as_tensor(part) for part in (found.base, found.direction, found.centre, found.scale)))
+
+
+def _standardised(model: LatentFilter, found: Beliefs) -> Beliefs:
+    center, scale = model.encoder.center.flatten().cpu(), model.encoder.scale.flatten().cpu()
+    return found._replace(targets=torch.where(found.observed, (found.targets - center) / scale, torch.zeros_like(found.targets)))

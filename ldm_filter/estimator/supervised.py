@@ -1,0 +1,159 @@
+"""Targets: read out of a fitted model by regression, or trained together with it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ldm_filter.data.labels import parse
+from ldm_filter.data.windows import Windows
+from ldm_filter.estimator import settings
+from ldm_filter.estimator.context import to_device
+from ldm_filter.estimator.queries import Queries
+from ldm_filter.estimator.readouts import turn_covariance
+from ldm_filter.models.head import TargetHead
+from ldm_filter.models.latent_filter import LatentFilter
+from ldm_filter.models.readout import fit_readout, split_off
+from ldm_filter.types import Gaussian, Sequences
+
+__all__ = ["NO_TARGETS", "Supervised", "Targets", "attach", "build_head", "parse_targets"]
+
+MOST_STEPS = 60_000
+
+
+class Targets(NamedTuple):
+    """What ``fit`` is given besides the data: targets, those of held-out data, and their weight in the loss."""
+
+    values: Any = None
+    validation: Any = None
+    weight: float | None = None
+
+    def check(self, params: dict[str, Any]) -> None:
+        """Refuse what training with targets cannot do.
+
+        Raises:
+            ValueError: naming the argument and the mend. TypeError: a weight that is no number.
+        """
+        if self.values is None:
+            for name, value in (("supervision", self.weight), ("validation_targets", self.validation)):
+                if value is not None:
+                    raise ValueError(f"{name} is given, but targets is None; pass the targets of the training data as well")
+            return
+        if self.weight is not None and not 0.0 < settings.number("supervision", self.weight) <= 1.0:
+            raise ValueError(f"supervision is {self.weight}, expected a weight above 0, up to 1 (the targets alone)")
+        composed = settings.composition(params, square=True)
+        if params["dynamics"] == "recurrent" or composed.latent_model != "dynamics" or composed.objective.detach_target:
+            raise ValueError(
+                "targets are given, and are trained through the filter's belief, which this choice of dynamics, latent_model or objective does not "
+                "form in training; use the filter itself (latent_model='auto', no stop-gradient, dynamics other than 'recurrent') or fit_readout"
+            )
+        if params["state_dim"] == "auto":
+            raise ValueError("state_dim is 'auto', whose sizes are compared without targets; choose a number for a fit with targets")
+
+
+NO_TARGETS = Targets()
+
+
+class Supervised(Queries):
+    """The methods of :class:`~ldm_filter.LDMFilter` that take targets of a fitted model."""
+
+    def fit_readout(
+        self, data: Any, targets: Any, kind: str | None = None, covariance: str = "constant", inputs: Any = None, times: Any = None
+    ) -> Self:
+        """Fit a supervised read-out of physical quantities; ``filter`` and ``smooth`` then also give ``target_mean`` and ``target_cov``.
+
+        Args:
+            data, inputs, times: as for ``filter``.
+            targets: container of the same length(s), ``(time, target)`` per series; NaN where unknown.
+            kind: ``"linear"``, ``"mlp"`` or ``"auto"``; default that of the model.
+            covariance: of what the read-out cannot explain. ``"constant"``: one for all steps, beside the filter's own.
+                ``"state-dependent"``: it turns and stretches with the estimate, for targets that move on a curve (along which their errors
+                lie, so that one ellipse for all steps holds no level rightly); see `ldm_filter.metrics.covariance_regression`.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: lengths of data and targets differ, or an unknown kind or covariance.
+        """
+        settings.check_choice("covariance", covariance, settings.READOUT_COVARIANCES)
+        run = self._run(data, inputs, times)
+        wanted, names = parse_targets(targets, run.sequences)
+        belief = Gaussian(*(part.cpu() for part in self._model().with_inputs(run.result.filtered, run.sequences.context)))
+        observed = ~torch.isnan(wanted)
+        values = torch.where(observed, wanted, torch.zeros_like(wanted))
+        fitted = fit_readout(belief, values, observed, kind or self.readout)
+        if covariance == "state-dependent":
+            known = (belief, values, observed)
+            turn_covariance(fitted, *(known if fitted.kind == "linear" else split_off(*known)[1]))
+        self.target_readout_ = fitted.to(self._model().encoder.center.device)
+        self.target_names_ = names
+        return self
+
+
+def parse_targets(targets: Any, sequences: Sequences, name: str = "targets") -> tuple[Tensor, list[str]]:
+    """Targets ``(B, T, D)`` of parsed data, NaN where unknown and in the padding, and their names.
+
+    Raises:
+        ValueError: not one row for each step of the data.
+    """
+    wanted, labels = parse(targets, dtype=sequences.values.dtype, name=name)
+    if wanted.values.shape[:2] != sequences.values.shape[:2] or not torch.equal(wanted.lengths, sequences.lengths):
+        found, expected = tuple(wanted.values.shape[:2]), tuple(sequences.values.shape[:2])
+        raise ValueError(f"{name} have (series, time) {found}, data {expected}; give one row per step, NaN where a target is unknown")
+    values, observed = wanted.values.flatten(2), wanted.observed.flatten(2)
+    return torch.where(observed, values, torch.full_like(values, torch.nan)), list(labels.channels)
+
+
+def attach(sequences: Sequences, targets: Any, name: str = "targets") -> tuple[Sequences, list[str]]:
+    """The sequences with targets in their context, and their names; as they are where there are none.
+
+    Raises:
+        ValueError: not one row for each step, or a target that is never known.
+    """
+    if targets is None:
+        return sequences, []
+    values, names = parse_targets(targets, sequences, name)
+    never = torch.isnan(values).flatten(0, 1).all(0)
+    if bool(never.any()):
+        raise ValueError(f"{name} {[label for label, empty in zip(names, never.tolist(), strict=True) if empty]} are never known; leave them out")
+    return sequences._replace(context=sequences.context._replace(targets=values)), names
+
+
+def default_weight(sequences: Sequences) -> float:
+    """1, the targets alone, where every step has one; else 0.5, so that steps without one teach as well."""
+    targets = sequences.context.targets
+    assert targets is not None
+    inside = torch.arange(targets.shape[1]) < sequences.lengths[:, None]
+    return 1.0 if bool((~torch.isnan(targets)).any(-1)[inside].all()) else 0.5
+
+
+@torch.no_grad()
+def build_head(model: LatentFilter, windows: Windows, kind: str, seed: int) -> TargetHead:
+    """A head that starts at the linear regression of the known targets on the beliefs of the untrained filter, over up to 60,000 steps.
+
+    Raises:
+        ValueError: a target that is never known in the training windows.
+    """
+    index = windows.index()
+    batch = windows.take(index[:: max(1, -(-len(index) * windows.length // MOST_STEPS))])
+    assert batch.context.targets is not None
+    device = model.encoder.center.device
+    parts = []
+    for piece in torch.arange(len(batch.values)).split(64):
+        context = to_device(type(batch.context)(*(None if part is None else part[piece if len(part) > 1 else [0]] for part in batch.context)), device)
+        filtered = model.moments(batch.values[piece].to(device), batch.observed[piece].to(device), context)[0]
+        parts.append(model.with_inputs(filtered, context))
+    mean = torch.cat([part.mean for part in parts])
+    cov = torch.cat([part.cov.expand(*part.mean.shape, part.mean.shape[-1]) for part in parts])
+    targets = batch.context.targets.to(device)
+    inside = torch.arange(targets.shape[1], device=device) < batch.lengths.to(device)[:, None]
+    known = ~torch.isnan(targets) & inside.unsqueeze(-1)
+    linear = fit_readout(Gaussian(mean, cov), torch.where(known, targets, torch.zeros_like(targets)), known, kind="linear")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = TargetHead(mean.shape[-1], targets.shape[-1], "linear" if kind == "linear" else "mlp").to(mean)
+    head.start_from(linear, Gaussian(mean, cov), torch.where(known, targets, torch.full_like(targets, torch.nan)))
+    return head
