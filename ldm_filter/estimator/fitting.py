@@ -39,6 +39,7 @@ __all__ = [
     "initialise",
     "make_plan",
     "mostly_complete",
+    "restart_dynamics",
     "run_training",
 ]
 
@@ -192,19 +193,24 @@ def run_training(model: LatentFilter, objective: Objective, plan: Plan, options:
     return train(model, objective, batches, updates, options, validation)
 
 
+@torch.no_grad()
+def restart_dynamics(model: LatentFilter, plan: Plan) -> None:
+    """Bring the latents of an encoder that was trained by itself to zero mean and unit variance, and find dynamics for them."""
+    values, observed = _rows(plan.training.sequences, 5000)
+    device = model.encoder.center.device
+    measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))
+    latents = measurements.mean[seen]
+    model.encoder.rescale(latents.mean(0), latents.std(0))
+    _start_dynamics(model, plan.training.sequences)
+
+
 def fit_dynamics(model: LatentFilter, plan: Plan, options: TrainingOptions, history: History) -> None:
     """After training with another latent model: the linear-Gaussian filter of the latents that it found, the encoder held fixed.
 
     Subspace identification, then the filter's likelihood (with a fixed encoder the entropy is a constant).
     """
     model.predictor = None
-    with torch.no_grad():
-        values, observed = _rows(plan.training.sequences, 5000)
-        device = model.encoder.center.device
-        measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))
-        latents = measurements.mean[seen]
-        model.encoder.rescale(latents.mean(0), latents.std(0))
-        _start_dynamics(model, plan.training.sequences)
+    restart_dynamics(model, plan)
     own = [*model.encoder.linear.parameters(), *model.encoder.network.parameters()]
     trainable = [parameter for parameter in own if parameter.requires_grad]
     for parameter in trainable:

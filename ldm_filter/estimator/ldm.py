@@ -16,7 +16,7 @@ from ldm_filter.estimator.classical import Classical
 from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.readouts import fit_observation_readout
 from ldm_filter.estimator.selection import Size, compare_sizes, smallest_good
-from ldm_filter.estimator.supervised import NO_TARGETS, Supervised, Targets, attach, build_head, default_weight
+from ldm_filter.estimator.supervised import NO_TARGETS, Supervised, Targets, attach, build_head, default_weight, start_encoder
 from ldm_filter.models.base import Dynamics
 from ldm_filter.training import TrainingOptions
 from ldm_filter.types import Context, Sequences
@@ -196,6 +196,7 @@ class LDMFilter(Supervised, Classical):
         fitting.initialise(model, plan.training.sequences)
         weight = None
         if names:
+            self.warm_ = start_encoder(model, plan, self._options(plan, sequences, progress, None, None), getattr(self, "_warm", 0))
             model.head = build_head(model, plan.training, self.readout, self.seed)
             weight = default_weight(sequences) if targets.weight is None else float(targets.weight)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))

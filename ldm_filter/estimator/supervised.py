@@ -9,16 +9,19 @@ from torch import Tensor
 
 from ldm_filter.data.labels import parse
 from ldm_filter.data.windows import Windows
-from ldm_filter.estimator import settings
+from ldm_filter.estimator import fitting, settings
 from ldm_filter.estimator.context import to_device
+from ldm_filter.estimator.fitting import Plan
 from ldm_filter.estimator.queries import Queries
 from ldm_filter.estimator.readouts import turn_covariance
 from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import fit_readout, split_off
+from ldm_filter.training import TrainingOptions
+from ldm_filter.training.warm_up import warm_up
 from ldm_filter.types import Gaussian, Sequences
 
-__all__ = ["NO_TARGETS", "Supervised", "Targets", "attach", "build_head", "parse_targets"]
+__all__ = ["NO_TARGETS", "Supervised", "Targets", "attach", "build_head", "parse_targets", "start_encoder"]
 
 MOST_STEPS = 60_000
 
@@ -128,6 +131,23 @@ def default_weight(sequences: Sequences) -> float:
     assert targets is not None
     inside = torch.arange(targets.shape[1]) < sequences.lengths[:, None]
     return 1.0 if bool((~torch.isnan(targets)).any(-1)[inside].all()) else 0.5
+
+
+def start_encoder(model: LatentFilter, plan: Plan, options: TrainingOptions, epochs: int) -> list[float]:
+    """Train the encoder by itself on the targets, then start the dynamics anew from its latents."""
+    targets = plan.training.sequences.context.targets
+    assert targets is not None
+    columns = [column[~torch.isnan(column)] for column in targets.flatten(0, 1).unbind(-1)]
+    device = model.encoder.center.device
+    scale = (
+        torch.stack([column.mean() for column in columns]).to(device),
+        torch.stack([column.std().clamp_min(1e-8) for column in columns]).to(device),
+    )
+    updates = len(plan.training.epoch(plan.batch_size, torch.Generator().manual_seed(options.seed)))
+    losses = warm_up(model, lambda generator: plan.training.batches(plan.batch_size, generator), updates, epochs, scale, options)
+    if losses:
+        fitting.restart_dynamics(model, plan)
+    return losses
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm_filter.core.directional import normalise
 from ldm_filter.core.linalg import cholesky, round_cov
 from ldm_filter.models.factors import factor, unfactor
-from ldm_filter.models.networks import Mixing, default_network
+from ldm_filter.models.networks import Custom, Mixing, default_network
 from ldm_filter.types import Gaussian
 
 __all__ = ["ConstantNoise", "Encoder", "InputNoise", "principal_components"]
@@ -35,7 +35,8 @@ class Encoder(nn.Module):
         event_shape: shape of one observation, ``(channel,)`` or ``(y, x[, colour])``.
         latent_dim: m.
         network: ``"auto" | "mlp" | "conv" | "linear"`` (V alone) or an ``nn.Module``.
-        noise: ``"constant"``: one full covariance; ``"input"``: diagonal, a network of the observation.
+        noise: ``"constant"``: one full covariance; ``"input"``: diagonal, a network of the observation; a module of the user's own may give
+            ``2 m`` numbers, and the second half are then log variances.
         space: ``"plane"``, or ``"sphere"`` to bring V u + network(u) to unit length.
 
     Shapes:
@@ -61,7 +62,11 @@ class Encoder(nn.Module):
         self.network = default_network(network, event_shape, latent_dim)
         if noise not in ("constant", "input"):
             raise ValueError(f'noise is {noise!r}, expected "constant" or "input"; noise that follows the state belongs to the dynamics')
-        self.noise: ConstantNoise | InputNoise = ConstantNoise(latent_dim) if noise == "constant" else InputNoise(size, latent_dim)
+        self.noise: ConstantNoise | InputNoise | OwnNoise = ConstantNoise(latent_dim) if noise == "constant" else InputNoise(size, latent_dim)
+        if isinstance(self.network, Custom) and self.network.gives_noise:
+            if noise != "input":
+                raise ValueError(f"encoder gives {2 * latent_dim} numbers, as for noise='input', but noise is {noise!r}; choose one of the two")
+            self.noise = OwnNoise(latent_dim)
         self.register_buffer("center", torch.zeros(self.event_shape))
         self.register_buffer("scale", torch.ones(self.event_shape))
         self.register_buffer("shift", torch.zeros(latent_dim))
@@ -72,11 +77,13 @@ class Encoder(nn.Module):
 
     def forward(self, values: Tensor, observed: Tensor) -> Gaussian:
         normalised, missing = self.normalise(values, observed)
-        cov = self.noise(normalised, missing) * self.gain[:, None] * self.gain * self.noise_scale
+        mean, own = self._measure(normalised, missing)
+        noise = self.noise(normalised if own is None else own, missing)
+        cov = noise * self.gain[:, None] * self.gain * self.noise_scale
         # Not measured before the end of training: until then a constant R stays one for all, and the filter's covariances are shared.
         if missing is not None and bool(self.missing_cov.any()):
             cov = cov + torch.einsum("btc,cij->btij", self._absence(missing), self.missing_cov)
-        return Gaussian(self.embed(normalised, missing), cov)
+        return Gaussian(mean, cov)
 
     def normalise(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
         """Standardised values with 0 where missing, and the mask as numbers, or None where every seen step is complete."""
@@ -95,12 +102,18 @@ class Encoder(nn.Module):
 
     def embed(self, normalised: Tensor, missing: Tensor | None) -> Tensor:
         """z, ``(B, T, m)``, of standardised values."""
+        return self._measure(normalised, missing)[0]
+
+    def _measure(self, normalised: Tensor, missing: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """z, and what the network itself says of its log variances, ``(B, T, m)`` each."""
         batch = normalised.shape[:2]
         flat = normalised.flatten(0, 1)
-        raw = self.linear(flat.flatten(1)) + self.network(flat, None if missing is None else missing.flatten(0, 1))
+        told = self.network(flat, None if missing is None else missing.flatten(0, 1))
+        raw = self.linear(flat.flatten(1)) + told[:, : self.latent_dim]
         if self.space == "sphere":
             raw = normalise(raw)
-        return (self.gain * (raw - self.shift)).unflatten(0, batch)
+        own = told[:, self.latent_dim :].unflatten(0, batch) if isinstance(self.noise, OwnNoise) else None
+        return (self.gain * (raw - self.shift)).unflatten(0, batch), own
 
     def log_volume(self, values: Tensor, observed: Tensor, most: int = 512) -> Tensor:
         """log |det dz/du| at up to ``most`` complete observations, ``(N,)``: how the encoder changes the entropy of the standardised data u, exactly.
@@ -125,7 +138,7 @@ class Encoder(nn.Module):
         tangents = torch.eye(size, dtype=rows.dtype, device=rows.device).repeat_interleave(len(rows), 0)
 
         def embed(flat: Tensor) -> Tensor:
-            return self.linear(flat) + self.network(flat.unflatten(1, self.event_shape), None)
+            return self.linear(flat) + self.network(flat.unflatten(1, self.event_shape), None)[:, : self.latent_dim]
 
         columns = torch.func.jvp(embed, (rows.repeat(size, 1),), (tangents,))[1]
         jacobian = columns.unflatten(0, (size, -1)).permute(1, 2, 0)
@@ -220,6 +233,17 @@ class ConstantNoise(nn.Module):
         self.factor.copy_(unfactor(cholesky(cov.double(), "the measurement covariance")))
 
 
+class OwnNoise(nn.Module):
+    """R(x) = diag exp(bias + what a user's network says), softly kept within e^-12 to e^12."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((latent_dim,), -1.0))
+
+    def forward(self, log_var: Tensor, missing: Tensor | None = None) -> Tensor:
+        return _diagonal(self.bias + log_var)
+
+
 class InputNoise(nn.Module):
     """R(x) = diag exp(g(features)): noisy observations get less weight.
 
@@ -245,9 +269,7 @@ class InputNoise(nn.Module):
 
     def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
         features = (self.features(normalised.flatten(2), None if missing is None else missing.flatten(2)) - self.features_mean) / self.features_std
-        log_var = self.head(features.clamp(-8.0, 8.0))
-        # Softly kept within e^-12 to e^12 (latents have variance 1): no step can be taken for certain, or lost for good.
-        return torch.diag_embed((12.0 * torch.tanh(log_var / 12.0)).exp())
+        return _diagonal(self.head(features.clamp(-8.0, 8.0)))
 
     def features(self, flat: Tensor, missing: Tensor | None = None) -> Tensor:
         """``(..., 3 [+ channels])`` of standardised values ``(..., D)``."""
@@ -267,6 +289,11 @@ class InputNoise(nn.Module):
         features = self.features(normalised, missing)
         self.features_mean.copy_(features.mean(0))
         self.features_std.copy_(features.std(0).clamp_min(1e-6))
+
+
+def _diagonal(log_var: Tensor) -> Tensor:
+    """Softly kept within e^-12 to e^12 (latents have variance 1): no step can be taken for certain, or lost for good."""
+    return torch.diag_embed((12.0 * torch.tanh(log_var / 12.0)).exp())
 
 
 def principal_components(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

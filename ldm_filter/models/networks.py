@@ -102,7 +102,8 @@ class Mixing(nn.Module):
 
 
 class Custom(nn.Module):
-    """A user's own module: called with standardised values ``(N, *event)`` (missing entries are 0, the mean), gives ``(N, out_dim)``.
+    """A user's own module: called with standardised values ``(N, *event)`` (missing entries are 0, the mean), gives ``(N, out_dim)``, or
+    ``(N, 2 out_dim)``, of which the second half are log variances of the first.
 
     A module whose ``forward`` has an argument ``missing`` is also given the mask, 1.0 where an entry is missing.
 
@@ -113,6 +114,7 @@ class Custom(nn.Module):
     def __init__(self, module: nn.Module, event_shape: Sequence[int], out_dim: int) -> None:
         super().__init__()
         self.module = module
+        self.gives_noise = False
         self.sees_missing = "missing" in inspect.signature(module.forward).parameters
         training = module.training
         module.eval()
@@ -123,10 +125,11 @@ class Custom(nn.Module):
             except (RuntimeError, ValueError, IndexError) as error:
                 raise ValueError(f"encoder cannot read two observations of shape {(2, *event_shape)}: {error}; it must take (N, *event)") from error
         module.train(training)
-        if shape != (2, out_dim):
+        self.gives_noise = shape == (2, 2 * out_dim)
+        if shape != (2, out_dim) and not self.gives_noise:
             raise ValueError(
                 f"encoder maps two observations {tuple(event_shape)} to shape {shape}, expected {(2, out_dim)}; "
-                f"make its last layer give latent_dim = {out_dim} values"
+                f"make its last layer give latent_dim = {out_dim} values, or with noise='input' {2 * out_dim}, the second half log variances"
             )
 
     def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
