@@ -121,6 +121,7 @@ class LDMFilter(Supervised, Classical):
         targets: Any = None,
         validation_targets: Any = None,
         supervision: float | None = None,
+        warm_up: int = 0,
     ) -> LDMFilter:
         """Train on series, without labels or with some.
 
@@ -140,6 +141,8 @@ class LDMFilter(Supervised, Classical):
                 likelihood; ``filter`` and ``smooth`` then give ``target_mean`` and ``target_cov``. validation_targets: of held-out data.
             supervision: weight s of the targets in the loss, (1 - s) objective + s (- log p(y_t | x_<=t)); 1: the targets alone. Default 1 where
                 every step has targets, else 0.5.
+            warm_up: epochs before the first, in which the encoder alone learns to see the targets in single observations. They cost no filtering,
+                and where an observation shows the targets, though with noise (images, say), they save many that do.
 
         Returns:
             self.
@@ -151,7 +154,7 @@ class LDMFilter(Supervised, Classical):
         settings.check(self.get_params())
         settings.check_counts(epochs=epochs, batch_size=batch_size)
         settings.check_share("validation", validation)
-        given = Targets(targets, validation_targets, supervision)
+        given = Targets(targets, validation_targets, supervision, warm_up)
         given.check(self.get_params())
         self._forget()
         self.sizes_: list[Size] = []
@@ -196,7 +199,7 @@ class LDMFilter(Supervised, Classical):
         fitting.initialise(model, plan.training.sequences)
         weight = None
         if names:
-            self.warm_ = start_encoder(model, plan, self._options(plan, sequences, progress, None, None), getattr(self, "_warm", 0))
+            start_encoder(model, plan, self._options(plan, sequences, progress, None, None), targets.warm_up)
             model.head = build_head(model, plan.training, self.readout, self.seed)
             weight = default_weight(sequences) if targets.weight is None else float(targets.weight)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))

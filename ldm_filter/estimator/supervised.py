@@ -27,11 +27,12 @@ MOST_STEPS = 60_000
 
 
 class Targets(NamedTuple):
-    """What ``fit`` is given besides the data: targets, those of held-out data, and their weight in the loss."""
+    """What ``fit`` is given besides the data: targets, those of held-out data, their weight in the loss, epochs of the encoder by itself."""
 
     values: Any = None
     validation: Any = None
     weight: float | None = None
+    warm_up: int = 0
 
     def check(self, params: dict[str, Any]) -> None:
         """Refuse what training with targets cannot do.
@@ -39,8 +40,9 @@ class Targets(NamedTuple):
         Raises:
             ValueError: naming the argument and the mend. TypeError: a weight that is no number.
         """
+        settings.check_counts(warm_up=self.warm_up or None)
         if self.values is None:
-            for name, value in (("supervision", self.weight), ("validation_targets", self.validation)):
+            for name, value in (("supervision", self.weight), ("validation_targets", self.validation), ("warm_up", self.warm_up or None)):
                 if value is not None:
                     raise ValueError(f"{name} is given, but targets is None; pass the targets of the training data as well")
             return
@@ -134,19 +136,20 @@ def default_weight(sequences: Sequences) -> float:
 
 
 def start_encoder(model: LatentFilter, plan: Plan, options: TrainingOptions, epochs: int) -> list[float]:
-    """Train the encoder by itself on the targets, then start the dynamics anew from its latents."""
+    """Train the encoder by itself on the targets, then start the dynamics anew from its latents; the loss of every epoch."""
     targets = plan.training.sequences.context.targets
     assert targets is not None
+    if not epochs:
+        return []
+    size, device = targets.shape[-1], model.encoder.center.device
+    if size > model.encoder.latent_dim:
+        raise ValueError(f"warm_up needs a latent for each of the {size} targets, and latent_dim is {model.encoder.latent_dim}; raise it")
     columns = [column[~torch.isnan(column)] for column in targets.flatten(0, 1).unbind(-1)]
-    device = model.encoder.center.device
-    scale = (
-        torch.stack([column.mean() for column in columns]).to(device),
-        torch.stack([column.std().clamp_min(1e-8) for column in columns]).to(device),
-    )
+    centre, spread = (torch.stack([figure(column) for column in columns]).to(device) for figure in (torch.mean, torch.std))
     updates = len(plan.training.epoch(plan.batch_size, torch.Generator().manual_seed(options.seed)))
-    losses = warm_up(model, lambda generator: plan.training.batches(plan.batch_size, generator), updates, epochs, scale, options)
-    if losses:
-        fitting.restart_dynamics(model, plan)
+    standard = Gaussian(centre, torch.diag(spread.clamp_min(1e-8).square()))
+    losses = warm_up(model, lambda generator: plan.training.batches(plan.batch_size, generator), updates, epochs, standard, options)
+    fitting.restart_dynamics(model, plan)
     return losses
 
 

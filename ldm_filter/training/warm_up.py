@@ -15,13 +15,15 @@ from ldm_filter.types import Gaussian, Sequences
 
 __all__ = ["warm_up"]
 
+NOISE_RATE = 3.0
+
 
 def warm_up(
     model: LatentFilter,
     batches: Callable[[torch.Generator], Iterable[Sequences]],
     steps_per_epoch: int,
     epochs: int,
-    scale: tuple[Tensor, Tensor],
+    standard: Gaussian,
     options: TrainingOptions,
 ) -> list[float]:
     """Let the first latents be the standardised targets, seen through R, as well as a single observation tells them.
@@ -29,22 +31,18 @@ def warm_up(
         maximise  < log N((y_t - centre) / scale; z_t, R_t) >      over the first D latents and the steps with all targets known
 
     Args:
-        model: its encoder is changed in place; without as many latents as targets nothing is done.
+        model: its encoder is changed in place; it has at least as many latents as there are targets.
         batches, steps_per_epoch: as of :func:`~ldm_filter.training.loop.train`. epochs: passes.
-        scale: centre and scale of the targets ``(D,)``.
+        standard: mean and (diagonal) covariance of the targets.
         options: rates and the clip of the training that follows.
 
     Returns:
         The mean negative log-likelihood of every epoch.
     """
-    size = len(scale[0])
-    if size > model.encoder.latent_dim or epochs < 1:
-        return []
-    device = model.encoder.center.device
     noise = [*model.encoder.noise.parameters()]
     known = {id(parameter) for parameter in noise}
     rest = [parameter for parameter in model.encoder.parameters() if id(parameter) not in known]
-    rates = [3e-3, 9e-3]
+    rates = [options.learning_rate, options.learning_rate * NOISE_RATE]
     optimiser = torch.optim.Adam([{"params": part, "lr": rate} for part, rate in zip((rest, noise), rates, strict=True)])
     schedule = OneCycleLR(optimiser, rates, total_steps=epochs * steps_per_epoch + 1, pct_start=0.1)
     generator = torch.Generator().manual_seed(options.seed)
@@ -53,7 +51,7 @@ def warm_up(
     for _ in range(epochs):
         total, count = 0.0, 0
         for batch in batches(generator):
-            loss, steps = _loss(model, batch, scale, device)
+            loss, steps = _loss(model, batch, standard)
             if not steps:
                 continue
             optimiser.zero_grad()
@@ -67,9 +65,11 @@ def warm_up(
     return losses
 
 
-def _loss(model: LatentFilter, batch: Sequences, scale: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, int]:
+def _loss(model: LatentFilter, batch: Sequences, standard: Gaussian) -> tuple[Tensor, int]:
+    """Mean negative log-likelihood and the number of steps that it is of."""
     assert batch.context.targets is not None
-    targets = (batch.context.targets.to(device) - scale[0]) / scale[1]
+    device = model.encoder.center.device
+    targets = (batch.context.targets.to(device) - standard.mean) / standard.cov.diagonal().sqrt()
     size = targets.shape[-1]
     measurements, seen = model.encode(batch.values.to(device), batch.observed.to(device))
     inside = torch.arange(targets.shape[1], device=device) < batch.lengths.to(device)[:, None]
