@@ -97,6 +97,9 @@ class Published(NamedTuple):
     nis: str = ""
     affine_r2: str = ""
     affine_r2_in_range: str = ""
+    mse: str = ""
+    nll: str = ""
+    readout: str = "affine"
 
 
 # Paper: Mikulasch and Zenke, arXiv 2605.03517. Re-run: its code repaired, random phases, three seeds, read-out and test as here.

@@ -12,7 +12,17 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from benchmarks import ablation_methods, dot_methods, dot_tasks, latent_methods, latent_tasks, series_methods, series_tasks
+from benchmarks import (
+    ablation_methods,
+    dot_methods,
+    dot_tasks,
+    latent_methods,
+    latent_tasks,
+    pendulum_methods,
+    pendulum_tasks,
+    series_methods,
+    series_tasks,
+)
 from benchmarks.dot_tasks import Published
 from benchmarks.fingerprint import code_fingerprint
 from benchmarks.records import Outcome
@@ -51,6 +61,7 @@ FAMILIES = (
         latent_tasks.PUBLISHED,
     ),
     Family(dict.fromkeys(series_tasks.TASKS, ("",)), series_methods.default_methods, series_methods.run, {}),
+    Family(dict.fromkeys(pendulum_tasks.SETTINGS, ("",)), pendulum_methods.default_methods, pendulum_methods.run, pendulum_tasks.PUBLISHED),
     Family(ablation_methods.CONDITIONS, ablation_methods.default_methods, ablation_methods.run, {}),
 )
 TASKS = tuple(dict.fromkeys(task for family in FAMILIES for task in family.tasks))

@@ -46,6 +46,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("coverage95_turned", "in 95 %, turned", ".3f"),
     ("nll", "NLL", ".2f"),
     ("nll_turned", "NLL, turned", ".2f"),
+    ("nll_full", "NLL, whole covariance", ".2f"),
     ("crps", "CRPS", ".4f"),
     ("noise_corr", "corr(R, v)", ".3f"),
     ("affine_r2_back", "R² back", ".4f"),
@@ -65,7 +66,7 @@ SUMMARY_COLUMNS = (
     ("fit_seconds", "fit, s", ".0f"),
 )
 ABLATION_COLUMNS = ("r2", "mse", "excess", "nis", "coverage95", "coverage95_turned", "nll", "noise_corr", "fit_seconds")
-PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range")
+PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range", "mse", "nll")
 
 
 def full_tables(rows: Sequence[Row], code: Code) -> str:
@@ -164,7 +165,7 @@ def _task_table(task: str, group: Sequence[Row], code: Code) -> str:
         lines.append([name + _mark(rows, code), rows[0]["readout"], str(len(rows)), *(_figure(rows, key, form) for key, _, form in columns)])
     for quoted in PUBLISHED.get(task, ()):
         figures = [getattr(quoted, key) if key in PUBLISHED_COLUMNS else "" for key, _, _ in columns]
-        lines.append([f"*{quoted.name}*", "affine", "", *figures])
+        lines.append([f"*{quoted.name}*", quoted.readout, "", *figures])
     return table(["method", "read-out", "seeds", *(head for _, head, _ in columns)], lines)
 
 

@@ -16,7 +16,7 @@ from ldm_filter.estimator.classical import Classical
 from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.readouts import fit_observation_readout
 from ldm_filter.estimator.selection import Size, compare_sizes, smallest_good
-from ldm_filter.estimator.supervised import NO_TARGETS, Supervised, Targets, attach, build_head, default_weight, start_encoder
+from ldm_filter.estimator.supervised import NO_TARGETS, Supervised, Targets, attach, build_head, default_weight, labelled_plan, start_encoder
 from ldm_filter.models.base import Dynamics
 from ldm_filter.training import TrainingOptions
 from ldm_filter.types import Context, Sequences
@@ -195,7 +195,7 @@ class LDMFilter(Supervised, Classical):
         sequences = fit_context(model.dynamics, sequences, labels)
         given = validation is not None and not isinstance(validation, float)
         held_out = self._held_out(validation, validation_inputs, targets) if given else validation
-        plan = fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed)
+        plan = labelled_plan(fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed))
         fitting.initialise(model, plan.training.sequences)
         weight = None
         if names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -21,7 +22,7 @@ from ldm_filter.training import TrainingOptions
 from ldm_filter.training.warm_up import warm_up
 from ldm_filter.types import Gaussian, Sequences
 
-__all__ = ["NO_TARGETS", "Supervised", "Targets", "attach", "build_head", "parse_targets", "start_encoder"]
+__all__ = ["NO_TARGETS", "Supervised", "Targets", "attach", "build_head", "default_weight", "labelled_plan", "parse_targets", "start_encoder"]
 
 MOST_STEPS = 60_000
 
@@ -133,6 +134,15 @@ def default_weight(sequences: Sequences) -> float:
     assert targets is not None
     inside = torch.arange(targets.shape[1]) < sequences.lengths[:, None]
     return 1.0 if bool((~torch.isnan(targets)).any(-1)[inside].all()) else 0.5
+
+
+def labelled_plan(plan: Plan) -> Plan:
+    """The plan without held-out windows where only the training windows know targets: what knows none cannot judge."""
+    targets = plan.training.sequences.context.targets
+    if targets is None or plan.validation is None:
+        return plan
+    judges = plan.validation.sequences.context.targets
+    return replace(plan, validation=None) if judges is None or bool(torch.isnan(judges).all()) else plan
 
 
 def start_encoder(model: LatentFilter, plan: Plan, options: TrainingOptions, epochs: int) -> list[float]:

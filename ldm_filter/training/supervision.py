@@ -25,7 +25,8 @@ class TargetDensity(NamedTuple):
     def nll(self, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Mean over the labelled steps of all processes; NaN where there is none."""
         steps = gather(self.known.sum().reshape(1)).to(self.density.dtype).mean()
-        return -self.density.sum() / steps if steps > 0 else self.density.new_tensor(math.nan)
+        total = -self.density.sum()
+        return total / steps if steps > 0 else 0.0 * total + math.nan  # still a part of the graph: a loss of 0 with a gradient of 0
 
 
 def target_density(head: TargetHead, belief: Gaussian, batch: Sequences) -> TargetDensity | None:

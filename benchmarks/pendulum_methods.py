@@ -1,0 +1,151 @@
+"""What is compared on the pendulum images: the filter with and without targets, networks on the same encoder, classical filters, the oracle."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.pendulum_networks import Encoder, answer, fit_rival
+from benchmarks.pendulum_oracle import particle_moments
+from benchmarks.pendulum_tasks import SETTINGS, Bench, bench, judge, unfolded
+from benchmarks.records import Clock, Outcome
+from ldm_filter import LDMFilter, metrics
+from ldm_filter.baselines import PCAKalman
+from ldm_filter.core.kalman import filter_sequence
+
+__all__ = ["default_methods", "run"]
+
+RIVALS = {"gru": True, "encoder": False}
+CHUNK = 50  # series that are filtered at a time
+
+
+class Answer(NamedTuple):
+    """Mean and covariance of (sin, cos) at every test image, the updates that led there, what kind of read-out it is, further figures."""
+
+    mean: NDArray
+    cov: NDArray
+    train_steps: int
+    readout: str
+    extra: dict[str, float] = {}  # noqa: RUF012 (never changed)
+
+
+def default_methods(task: str, condition: str = "") -> tuple[str, ...]:
+    """The learned filter of a task, and everything it must stand beside."""
+    settings = SETTINGS[task]
+    classical = ("pca-em-kf", "pca-affine") if settings.data == "pendulum" else ("pca-affine",)
+    ours = "ldm-supervised" if settings.supervised else "ldm-conditional-log-det"
+    return (ours, *(RIVALS if settings.supervised else ()), *classical, *(("oracle",) if settings.particles else ()))
+
+
+def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outcome:
+    """Fit a method on training sequences and judge its filtered estimates on test sequences.
+
+    Args:
+        task: a key of ``SETTINGS``. condition: ``""``.
+        method: ``oracle``, ``pca-em-kf``, ``pca-affine``, ``gru``, ``encoder`` (single images), ``ldm-supervised``, or ``ldm-<objective>``
+            without targets, with an MLP read-out fitted afterwards.
+        budget: ``smoke | cpu | full``. seed: of the data and of the method.
+
+    Raises:
+        ValueError: an unknown task, method or budget.
+    """
+    data = bench(task, budget, seed)
+    started, clock = time.perf_counter(), Clock()
+    found = _answer(method, data, clock)
+    figures = judge(found.mean, found.cov, data.test.target) | found.extra
+    return Outcome(figures, found.readout, time.perf_counter() - started, found.train_steps)
+
+
+def _answer(method: str, data: Bench, clock: Clock) -> Answer:
+    if method == "oracle":
+        return Answer(*particle_moments(data.settings.data, data.test, data.settings.particles, data.seed), 0, "none", clock.read())
+    if method in RIVALS:
+        device = torch.device("cuda" if data.settings.device == "auto" and torch.cuda.is_available() else "cpu")
+        model, updates = fit_rival(data, RIVALS[method], device)
+        spent = clock.read()
+        return Answer(*answer(model, data.test.frames, data.test.stamps, device), updates, "supervised", spent)
+    if method in ("pca-em-kf", "pca-affine"):
+        return _classical(data, clock, filtered=method == "pca-em-kf")
+    if method.startswith("ldm-"):
+        return _learned(method.removeprefix("ldm-"), data, clock)
+    raise ValueError(f"method is {method!r}, expected oracle, pca-em-kf, pca-affine, {', '.join(RIVALS)}, ldm-supervised or ldm-<objective>")
+
+
+def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
+    settings, supervised = data.settings, objective == "supervised"
+    images, targets = unfolded(data.train, data.steps)
+    torch.manual_seed(data.seed)
+    model = LDMFilter(
+        settings.state_dim,
+        settings.latent_dim,
+        encoder=Encoder(2 * settings.latent_dim),
+        dynamics=settings.dynamics,
+        noise="input",
+        objective="auto" if supervised else objective,
+        learning_rate=settings.learning_rate,
+        dynamics_rate=settings.dynamics_rate,
+        seed=data.seed,
+        device=settings.device,
+    )
+    training: dict[str, Any] = {"targets": targets, "warm_up": settings.warm_up, "supervision": 1.0} if supervised else {}
+    model.fit(images, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.05, progress=False, **training)
+    spent = clock.read()
+    extra = spent if supervised else spent | _affine(model, data)
+    if not supervised:
+        model.fit_readout(images[: settings.readout], targets[: settings.readout], kind="mlp", covariance="state-dependent")
+    del images, targets
+    kept = settings.series - round(0.05 * settings.series)
+    updates = len(model.history_.epochs) * -(-kept // settings.batch_size)
+    return Answer(*_filtered(model, data), updates, "supervised" if supervised else "MLP", extra)
+
+
+def _filtered(model: LDMFilter, data: Bench) -> tuple[NDArray, NDArray]:
+    """Target mean and covariance at the test images."""
+    means, covs = [], []
+    for start in range(0, len(data.test.frames), CHUNK):
+        rows = slice(start, start + CHUNK)
+        result = model.filter(unfolded(data.test, data.steps, rows)[0])
+        stamps = data.test.stamps[rows]
+        series = np.arange(len(stamps))[:, None]
+        means.append(result.target_mean.values[series, stamps])
+        covs.append(result.target_cov.values[series, stamps])
+    return np.concatenate(means), np.concatenate(covs)
+
+
+def _affine(model: LDMFilter, data: Bench) -> dict[str, float]:
+    """R2 of an affine read-out of the filtered state, fitted on the sequences that the read-out may use."""
+    rows, some = slice(data.settings.readout), slice(min(200, data.settings.test))
+    known, test = (model.filter(unfolded(drawn, data.steps, part)[0]).filtered_mean.values for drawn, part in ((data.train, rows), (data.test, some)))
+    return {"affine_r2": float(metrics.affine_r2(known, data.train.target[rows], test, data.test.target[some]))}
+
+
+def _classical(data: Bench, clock: Clock, filtered: bool) -> Answer:
+    """Principal components, with an affine read-out: of single images, or of an EM-fitted filter whose R follows the image's noise."""
+    states, components = data.settings.baseline
+    some = data.train.frames[: data.settings.readout].astype(np.float32) / 255
+    sizes = (states, components) if filtered else (components, components)
+    model = PCAKalman(*sizes, adaptive_noise=filtered, iterations=50 if filtered else 0).fit(some)
+    spent = clock.read()
+
+    def estimate(frames: NDArray) -> tuple[NDArray, NDArray]:
+        parts = []
+        for piece in np.array_split(frames, max(1, len(frames) // CHUNK)):
+            measured = model.measure(piece.astype(np.float32) / 255)
+            if not filtered:
+                mean = measured.mean.numpy()
+                parts.append((mean, np.zeros((*mean.shape, components))))
+                continue
+            belief = filter_sequence(model.model_.ssm, measured).filtered
+            parts.append((belief.mean.numpy(), belief.cov.expand(*belief.mean.shape, states).numpy()))
+        mean, cov = zip(*parts, strict=True)
+        return np.concatenate(mean), np.concatenate(cov)
+
+    known, known_cov = estimate(data.train.frames[: data.settings.readout])
+    fit = metrics.affine_fit(known, data.train.target[: data.settings.readout])
+    test, test_cov = estimate(data.test.frames)
+    cov = metrics.decoded_covariance(fit.matrix, test_cov, fit.residual_cov, reference=known_cov)
+    return Answer(fit.apply(test), cov, len(model.log_likelihood_) - 1, "affine", spent)
