@@ -204,6 +204,9 @@ def _fit_parser() -> ArgumentParser:
     parser.add_argument("--validation", type=float | str | None, default=0.1, help="held-out file, or share of the data to hold out, or null")
     parser.add_argument("--log", type=str | None, default=None, help="JSONL file; a line per epoch is appended")
     parser.add_argument("--compare", nargs="*", type=str, default=[], help="estimators whose gradients the log compares with the objective's")
+    parser.add_argument("--targets", nargs="*", type=str, default=[], help="files with a row per step of the data: quantities to learn a read-out of")
+    parser.add_argument("--supervision", type=float | None, default=None, help="weight of the targets, up to 1, the targets alone; null: 1, or 0.5")
+    parser.add_argument("--warm-up", type=int, default=0, help="epochs in which the encoder alone learns to see the targets, before the others")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     video = parser.add_argument_group("video")
     video.add_argument("--size", nargs=2, type=int, default=None, help="height and width that frames are resized to; null: as in the file")
@@ -283,6 +286,9 @@ def _fit(options: Namespace) -> None:
         progress=not options.quiet,
         log_path=options.log,
         compare=options.compare,
+        targets=_read(options.targets) if options.targets else None,
+        supervision=options.supervision,
+        warm_up=options.warm_up,
     )
     model.save(options.out)
     if not options.quiet:

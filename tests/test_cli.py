@@ -296,3 +296,13 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code, cli.__file__], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("slow: []\n")
     assert "--state-dim" in done.stdout
+
+
+def test_targets_from_a_file(folder: Path, tmp_path: Path) -> None:
+    targets = pd.DataFrame({"mean": frame().mean(axis=1)})
+    targets.iloc[30:] = np.nan
+    write(targets, tmp_path / "targets.csv")
+    model = tmp_path / "told.safetensors"
+    further = ["--targets", str(tmp_path / "targets.csv"), "--supervision", "0.5", "--warm-up", "1"]
+    assert main(["fit", str(folder / "data.csv"), "--out", str(model), *FIT, *further]) == 0
+    assert LDMFilter.load(model).filter(frame()).target.values.tolist() == ["mean"]

@@ -55,6 +55,7 @@ class Classical(Parameters):
 
         Example:
             >>> import numpy as np
+            >>> from ldm_filter import LDMFilter
             >>> one = np.eye(1)
             >>> walk = LDMFilter.from_matrices(one, 0.1 * one, one, one, np.zeros(1), one)
             >>> walk.filter(np.array([1.0, np.nan, 2.0])).filtered_mean.values.round(3).ravel().tolist()

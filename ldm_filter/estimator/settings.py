@@ -42,7 +42,6 @@ __all__ = [
     "default_mask_rate",
     "from_checkpoint",
     "latents",
-    "number",
     "observation_draws",
     "target_fields",
     "to_checkpoint",
@@ -171,13 +170,6 @@ def check_share(name: str, value: Any) -> None:
     """Refuse a number that is no share of the data."""
     if isinstance(value, numbers.Real) and not 0.0 < float(value) < 1.0:
         raise ValueError(f"{name} is {value}, expected a share between 0 and 1, held-out data, or None")
-
-
-def number(name: str, value: Any) -> float:
-    """A real number, or a TypeError with the argument's name."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
-    return float(value)
 
 
 def check_learnable(sequences: Sequences, latent_dim: int) -> None:

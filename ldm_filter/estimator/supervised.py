@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -47,7 +48,9 @@ class Targets(NamedTuple):
                 if value is not None:
                     raise ValueError(f"{name} is given, but targets is None; pass the targets of the training data as well")
             return
-        if self.weight is not None and not 0.0 < settings.number("supervision", self.weight) <= 1.0:
+        if self.weight is not None and (not isinstance(self.weight, numbers.Real) or isinstance(self.weight, bool)):
+            raise TypeError(f"supervision is {self.weight!r} ({type(self.weight).__name__}), expected a number above 0, up to 1")
+        if self.weight is not None and not 0.0 < self.weight <= 1.0:
             raise ValueError(f"supervision is {self.weight}, expected a weight above 0, up to 1 (the targets alone)")
         composed = settings.composition(params, square=True)
         if params["dynamics"] == "recurrent" or composed.latent_model != "dynamics" or composed.objective.detach_target:
