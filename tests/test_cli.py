@@ -127,9 +127,10 @@ def test_every_model_option_arrives(tmp_path: Path, folder: Path, monkeypatch: p
         "batch_size": 8,
     }
     words = [f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, bool) else value}" for name, value in wanted.items()]
-    out = str(tmp_path / "m.safetensors")
-    main(["fit", str(folder / "data.csv"), *words, "--dtype", "float64", "--validation", "null", "--out", out, "--compare", "kde", "--quiet"])
+    out, told = str(tmp_path / "m.safetensors"), ["--supervision", "0.3", "--warm-up", "2"]
+    main(["fit", str(folder / "data.csv"), *words, "--dtype", "float64", "--validation", "null", "--out", out, "--compare", "kde", "--quiet", *told])
     wanted |= {"dtype": torch.float64, "validation": None, "progress": False, "log_path": None, "path": out, "compare": ["kde"]}
+    wanted |= {"targets": None, "supervision": 0.3, "warm_up": 2}
     assert seen == wanted
 
 
@@ -304,5 +305,5 @@ def test_targets_from_a_file(folder: Path, tmp_path: Path) -> None:
     write(targets, tmp_path / "targets.csv")
     model = tmp_path / "told.safetensors"
     further = ["--targets", str(tmp_path / "targets.csv"), "--supervision", "0.5", "--warm-up", "1"]
-    assert main(["fit", str(folder / "data.csv"), "--out", str(model), *FIT, *further]) == 0
+    main(["fit", str(folder / "data.csv"), "--out", str(model), *FIT, *further])
     assert LDMFilter.load(model).filter(frame()).target.values.tolist() == ["mean"]
