@@ -69,6 +69,9 @@ def run_all(
     commit = records.code_version()
     done = {(*records.key(row), row["code"]) for row in records.read(folder)}
     failed = 0
+    for task in tasks:  # at once: the files may change while this process runs what it has loaded
+        for condition in conditions_of(task):
+            family_of(task, condition).code()
     for task, condition, seed in _runs(tasks, seeds, conditions):
         family = family_of(task, condition)
         for method in methods or family.default_methods(task, condition):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from ldm_filter import baselines, metrics
 from ldm_filter.baselines import series
-from ldm_filter.baselines.constant_velocity import RATIOS
+from ldm_filter.baselines.kinematic import RATIOS
 
 NAN = float("nan")
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from ldm_filter.baselines.series import Array, Forecast, Index, Mask, Series, as_series, check_fitted, check_horizon
+from ldm_filter.types import Gaussian
 
 __all__ = ["HoldLast", "LinearInterpolation", "SeasonalNaive", "hold_last", "linear_interpolation", "seasonal_naive"]
 
@@ -78,12 +80,15 @@ class HoldLast:
     """
 
     train_: Series
+    mean_: Array
     scale_: Array
 
     def fit(self, values: Any, observed: Any = None) -> Self:
         """Keep training data ``(time, channel)`` or ``(series, time, channel)`` (NaN = missing) to measure the rule's errors on."""
         self.train_ = as_series(values, observed)
         self.scale_ = _spread(self.train_)
+        seen = self.train_.observed.sum((0, 1))
+        self.mean_ = self.train_.values.sum((0, 1)) / np.maximum(seen, 1)
         return self
 
     def fill(self, values: Any, observed: Any = None) -> Forecast:
@@ -100,6 +105,24 @@ class HoldLast:
         source = np.repeat(_held(series.observed)[:, -1:], horizon, axis=1)
         steps = series.values.shape[1] + np.arange(horizon)[None, :, None]
         return Forecast(series.shaped(_take(series.values, source)), series.shaped(self._std(steps - source)))
+
+    def one_step(self, values: Any, observed: Any = None) -> Forecast:
+        """Each value as the last observed one before it would have it; the first ones by the training data's mean."""
+        series = self._series(values, observed)
+        return self._from(series, _before(_last(series.observed)))
+
+    def state(self, values: Any, observed: Any = None) -> Gaussian:
+        """The values held, ``(series, time, channel)``, as if they were exact."""
+        series = self._series(values, observed)
+        mean = torch.from_numpy(_take(series.values, _held(series.observed)))
+        return Gaussian(mean, mean.new_zeros(1, 1, mean.shape[-1], mean.shape[-1]))
+
+    def _from(self, series: Series, source: Index) -> Forecast:
+        """Values from earlier steps, ``source`` < 0: the training data's mean and spread."""
+        known, here = source >= 0, np.arange(source.shape[1])[None, :, None]
+        mean = np.where(known, _take(series.values, np.maximum(source, 0)), self.mean_)
+        std = np.where(known, self._std(np.where(known, here - source, 1)), self.scale_)
+        return Forecast(series.shaped(mean), series.shaped(std))
 
     def _series(self, values: Any, observed: Any) -> Series:
         series = as_series(values, observed)
@@ -137,6 +160,17 @@ class SeasonalNaive(HoldLast):
         """Not offered: a season before the gap may be missing as well."""
         raise ValueError("SeasonalNaive only forecasts; fill gaps with HoldLast, LinearInterpolation or a Kalman smoother")
 
+    def one_step(self, values: Any, observed: Any = None) -> Forecast:
+        """Each value as the most recent observed one of its phase would have it; the first ones by the training data's mean."""
+        series = self._series(values, observed)
+        steps = series.values.shape[1]
+        source = np.full(series.values.shape, -1)
+        for phase in range(min(self.period, steps)):
+            rows = np.arange(phase, steps, self.period)
+            place = _before(_last(series.observed[:, rows]))
+            source[:, rows] = np.where(place >= 0, rows[np.maximum(place, 0)], -1)
+        return self._from(series, source)
+
     def forecast(self, values: Any, horizon: int, observed: Any = None) -> Forecast:
         """The last season again for steps 1 ... horizon after the end, ``(..., horizon, channel)``."""
         series = self._series(values, observed)
@@ -160,6 +194,17 @@ def _neighbours(observed: Mask) -> tuple[Index, Index]:
     before = np.maximum.accumulate(np.where(observed, here, -1), axis=1)
     after = np.minimum.accumulate(np.where(observed, here, steps)[:, ::-1], axis=1)[:, ::-1]
     return np.where(before < 0, after, before), np.where(after == steps, before, after)
+
+
+def _last(observed: Mask) -> Index:
+    """The last observed step up to each, -1 where there was none."""
+    steps = np.arange(observed.shape[1])[None, :, None]
+    return np.maximum.accumulate(np.where(observed, steps, -1), axis=1)
+
+
+def _before(source: Index) -> Index:
+    """What was known one step earlier."""
+    return np.concatenate([np.full_like(source[:, :1], -1), source[:, :-1]], axis=1)
 
 
 def _held(observed: Mask) -> Index:

@@ -90,12 +90,12 @@ def check_fitted(owner: Any, attribute: str, channels: int | None = None) -> Non
         raise ValueError(f"values has {channels} channels, {type(owner).__name__} was fitted on {len(fitted)}")
 
 
-def run_filter(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None, *, smooth: bool) -> Gaussian:
-    """Filtered or smoothed states of a batch, a few series at a time where each has covariances of its own."""
+def run_filter(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None, *, smooth: bool = False, predict: bool = False) -> Gaussian:
+    """Filtered (or smoothed, or predicted) states of a batch, a few series at a time where each has covariances of its own."""
     batch, steps, _ = measurements.mean.shape
     fields = [*ssm[:5], measurements.cov, *([] if observed is None else [observed[..., None, None]])]
     shared = all(x.dim() < 3 or x.shape[0] == 1 for x in fields)
-    per_series = 8 * steps * ssm.transition_matrix.shape[-1] ** 2 * (6 if smooth else 2)
+    per_series = 8 * steps * ssm.transition_matrix.shape[-1] ** 2 * (6 if smooth or predict else 2)
     size = batch if shared else max(1, MEMORY // per_series)
     parts = []
     for start in range(0, batch, size):
@@ -103,7 +103,9 @@ def run_filter(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None,
         model = _rows(ssm, rows, batch)
         part = Gaussian(*(_row(x, rows, batch) for x in measurements))
         mask = observed if observed is None or len(observed) != batch else observed[rows]
-        if smooth:
+        if predict:
+            parts.append(filter_sequence(model, part, mask).predicted)
+        elif smooth:
             parts.append(smooth_sequence(model, filter_sequence(model, part, mask)).smoothed)
         else:
             parts.append(filter_moments(model, part, mask)[0])

@@ -152,6 +152,24 @@ class VARKalman:
         variance = belief.cov.diagonal(dim1=-2, dim2=-1)[..., :channels].expand(len(z), horizon, channels)
         return self._in_units(belief.mean[..., :channels].numpy(), variance.numpy(), series)
 
+    def one_step(self, values: Any, observed: Any = None) -> Forecast:
+        """Each observation as predicted from those before it; arguments and result as `filter`."""
+        series, z = self._standardised(values, observed)
+        mask = torch.from_numpy(series.observed)
+        mask = mask[:1] if (mask == mask[:1]).all() else mask
+        belief, channels = run_filter(self.ssm_, Gaussian(z, self._noise()), mask, predict=True), z.shape[-1]
+        variance = belief.cov.diagonal(dim1=-2, dim2=-1)[..., :channels].expand(z.shape)
+        return self._in_units(belief.mean[..., :channels].numpy(), variance.numpy(), series)
+
+    def state(self, values: Any, observed: Any = None) -> Gaussian:
+        """The last ``order`` values, newest first, ``(series, time, order * channel)``, gaps filled from the past, as if they were exact."""
+        series = as_series(values, observed)
+        filtered = self.filter(series.values, series.observed).mean
+        steps = filtered.shape[1]
+        lagged = [np.concatenate([filtered[:, :1].repeat(k, 1), filtered], 1)[:, :steps] for k in range(self.order)]
+        mean = torch.from_numpy(np.concatenate(lagged, axis=-1))
+        return Gaussian(mean, mean.new_zeros(1, 1, mean.shape[-1], mean.shape[-1]))
+
     def _estimate(self, values: Any, observed: Any, *, smooth: bool) -> Forecast:
         series, z = self._standardised(values, observed)
         seen = series.observed

@@ -1,21 +1,24 @@
-"""The constant-velocity Kalman filter, channel by channel: what a tracker uses when it knows nothing else."""
+"""Constant-velocity and constant-acceleration Kalman filters, channel by channel: what a tracker uses when it knows nothing else."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from math import factorial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from filterpy.common import Q_continuous_white_noise
 from torch import Tensor
 
 from ldm_filter.baselines.series import Array, Forecast, Mask, Series, as_series, check_fitted, check_horizon, run_filter
-from ldm_filter.core.kalman import filter_moments, filter_sequence, forecast
+from ldm_filter.core.kalman import filter_moments, forecast
 from ldm_filter.types import Gaussian, StateSpace
 
-__all__ = ["ConstantVelocity", "constant_velocity_smoother"]
+__all__ = ["ConstantAcceleration", "ConstantVelocity", "constant_velocity_smoother"]
 
-# q dt^3 / r from "hardly ever turns" to "the noise is all motion", half a decade apart
+# q dt^(2 k + 1) / r from "hardly ever turns" to "the noise is all motion", half a decade apart, for k = 1 and 2
 RATIOS = 10.0 ** np.arange(-6.0, 5.01, 0.5)
+ACCELERATION_RATIOS = 10.0 ** np.arange(-10.0, 5.01, 0.5)
 WINDOW, WINDOWS = 200, 256
 
 
@@ -41,6 +44,9 @@ class ConstantVelocity:
     position_mean_: Array
     position_var_: Array
     velocity_var_: Array
+    # k, the derivative of the position that stays constant but for noise, and the ratios of noises that `fit` tries
+    order: ClassVar[int] = 1
+    ratios: ClassVar[Array] = RATIOS
 
     def __init__(self, dt: float = 1.0) -> None:
         self.dt = dt
@@ -74,9 +80,26 @@ class ConstantVelocity:
         self.velocity_var_ = np.where(rate > 0, rate, self.position_var_ / self.dt**2)
         z, mask = (_flat(x) for x in _windows(series))
         hidden = torch.zeros_like(mask) if gap is None else _gaps(mask, gap)
-        r, ratio = _likeliest(z, mask, hidden, len(rate))
-        self.measurement_noise_, self.process_noise_ = r, ratio * r / self.dt**3
+        r, ratio = _likeliest(z, mask, hidden, len(rate), self.order, self.ratios)
+        self.measurement_noise_, self.process_noise_ = r, ratio * r / self.dt ** (2 * self.order + 1)
         return self
+
+    def one_step(self, values: Any, observed: Any = None) -> Forecast:
+        """Each observation as predicted from those before it; arguments and result as `filter`."""
+        series, ssm, measurements, mask = self._problem(values, observed)
+        return self._position(run_filter(ssm, measurements, mask, predict=True), series, True)
+
+    def state(self, values: Any, observed: Any = None) -> Gaussian:
+        """Filtered positions and their derivatives, channel after channel, ``(series, time, n)``, covariance ``(series, time, n, n)``."""
+        series, ssm, measurements, mask = self._problem(values, observed)
+        belief, (batch, steps, channels) = run_filter(ssm, measurements, mask), series.values.shape
+        size = self.order + 1
+        mean = belief.mean.reshape(batch, channels, steps, size).permute(0, 2, 1, 3).reshape(batch, steps, -1)
+        blocks = belief.cov.expand(batch * channels, steps, size, size).reshape(batch, channels, steps, size, size).permute(0, 2, 1, 3, 4)
+        cov = mean.new_zeros(batch, steps, channels, size, channels, size)
+        for c in range(channels):
+            cov[:, :, c, :, c] = blocks[:, :, c]
+        return Gaussian(mean, cov.reshape(batch, steps, channels * size, channels * size))
 
     def filter(self, values: Any, observed: Any = None, *, observation_noise: bool = True) -> Forecast:
         """Estimates from the past and present of each step.
@@ -100,7 +123,8 @@ class ConstantVelocity:
         check_horizon(horizon)
         series, ssm, measurements, mask = self._problem(values, observed)
         filtered = filter_moments(ssm, measurements, mask)[0]
-        last = Gaussian(filtered.mean[:, -1], filtered.cov[:, -1].expand(len(filtered.mean), 2, 2))
+        size = self.order + 1
+        last = Gaussian(filtered.mean[:, -1], filtered.cov[:, -1].expand(len(filtered.mean), size, size))
         return self._position(forecast(ssm, last, horizon), series, observation_noise)
 
     def _estimate(self, values: Any, observed: Any, observation_noise: bool, *, smooth: bool) -> Forecast:
@@ -117,8 +141,10 @@ class ConstantVelocity:
             torch.from_numpy(np.tile(x, batch))
             for x in (self.process_noise_, self.measurement_noise_, self.position_mean_, self.position_var_, self.velocity_var_)
         )
-        start = Gaussian(torch.stack([mean, torch.zeros_like(mean)], -1), torch.diag_embed(torch.stack([position, velocity], -1)))
-        ssm = _model(self.dt, q[:, None, None, None], start)
+        # every further derivative is as much smaller as velocity is than position
+        variances = torch.stack([position * (velocity / position) ** k for k in range(self.order + 1)], -1)
+        start = Gaussian(torch.stack([mean, *[torch.zeros_like(mean)] * self.order], -1), torch.diag_embed(variances))
+        ssm = _model(self.dt, q[:, None, None, None], start, self.order)
         return series, ssm, Gaussian(z, r[:, None, None, None].clone()), mask
 
     def _position(self, belief: Gaussian, series: Series, observation_noise: bool) -> Forecast:
@@ -128,6 +154,18 @@ class ConstantVelocity:
         variance = belief.cov[..., 0, 0].expand(batch * channels, steps).reshape(shape).transpose(1, 2).numpy()
         std = np.sqrt(variance + (self.measurement_noise_ if observation_noise else 0.0))
         return Forecast(series.shaped(mean), series.shaped(std))
+
+
+class ConstantAcceleration(ConstantVelocity):
+    """Position, velocity and acceleration of each channel by itself, with white jerk; arguments and methods of `ConstantVelocity`.
+
+        d/dt (position, velocity, acceleration) = (velocity, acceleration, white noise of density q),   y = position + N(0, r)
+
+    Source: Bar-Shalom, Li & Kirubarajan 2001, ch. 6.2.3 (continuous Wiener process acceleration).
+    """
+
+    order: ClassVar[int] = 2
+    ratios: ClassVar[Array] = ACCELERATION_RATIOS
 
 
 def constant_velocity_smoother(values: Any, dt: float = 1.0, observed: Any = None, *, train: Any = None) -> Forecast:
@@ -148,11 +186,14 @@ def _flat(x: Array | Mask) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(-1, x.shape[1], 1))
 
 
-def _model(dt: float, density: Tensor, start: Gaussian) -> StateSpace:
-    transition = torch.tensor([[1.0, dt], [0.0, 1.0]], dtype=torch.float64)
-    noise = torch.tensor([[dt**3 / 3, dt**2 / 2], [dt**2 / 2, dt]], dtype=torch.float64)
-    observation = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    return StateSpace(transition, transition.new_zeros(2), density * noise, observation, transition.new_zeros(1), start)
+def _model(dt: float, density: Tensor, start: Gaussian, order: int) -> StateSpace:
+    """A = exp(dt N) with the shift N, and the integral of exp(s N) e e' exp(s N)' over a step."""
+    size = order + 1
+    matrix = [[dt ** (j - i) / factorial(j - i) if j >= i else 0.0 for j in range(size)] for i in range(size)]
+    transition = torch.tensor(matrix, dtype=torch.float64)
+    noise = torch.as_tensor(Q_continuous_white_noise(size, dt, 1.0), dtype=torch.float64)
+    observation = torch.eye(1, size, dtype=torch.float64)
+    return StateSpace(transition, transition.new_zeros(size), density * noise, observation, transition.new_zeros(1), start)
 
 
 def _windows(series: Series) -> tuple[Array, Mask]:
@@ -179,21 +220,21 @@ def _gaps(mask: Tensor, gap: int) -> Tensor:
     return mask & (torch.arange(steps) % (3 * gap) // gap == 1)[:, None]
 
 
-def _likeliest(z: Tensor, mask: Tensor, hidden: Tensor, channels: int) -> tuple[Array, Array]:
+def _likeliest(z: Tensor, mask: Tensor, hidden: Tensor, channels: int, order: int, ratios: Array) -> tuple[Array, Array]:
     """r and q / r (in steps) per channel that maximise the likelihood of the ``hidden`` entries, or else of each step given those before it.
 
-    The start is diffuse, so the first two entries of a window do not count. For r = 1 the filter or smoother gives errors e and their variance
+    The start is diffuse, so the first order + 1 entries of a window do not count. For r = 1 the filter or smoother gives errors e and their variance
     S for every ratio; r = mean e^2 / S then maximises sum log N(e; 0, r S).
     """
     fill, shown = bool(hidden.any()), mask & ~hidden
-    counts = (hidden if fill else mask & (mask.cumsum(1) > 2))[..., 0]
+    counts = (hidden if fill else mask & (mask.cumsum(1) > order + 1))[..., 0]
     given = None if shown.all() else shown[:1, :, 0] if (shown == shown[:1]).all() else shown
-    start = Gaussian(z.new_zeros(2), 1e8 * torch.eye(2, dtype=z.dtype))
+    start = Gaussian(z.new_zeros(order + 1), 1e8 * torch.eye(order + 1, dtype=z.dtype))
     one = torch.ones(1, 1, dtype=z.dtype)
     best, noise, ratio = (np.full(channels, x) for x in (-np.inf, np.nan, np.nan))
-    for candidate in RATIOS:
-        ssm = _model(1.0, candidate * one, start)
-        belief = run_filter(ssm, Gaussian(z, one), given, smooth=True) if fill else filter_sequence(ssm, Gaussian(z, one), given).predicted
+    for candidate in ratios:
+        ssm = _model(1.0, candidate * one, start, order)
+        belief = run_filter(ssm, Gaussian(z, one), given, smooth=fill, predict=not fill)
         variance = belief.cov[..., 0, 0] + 1
         squared = _mean_per_channel((z[..., 0] - belief.mean[..., 0]).square() / variance, counts, channels)
         value = -np.log(squared) - _mean_per_channel(variance.log(), counts, channels)
