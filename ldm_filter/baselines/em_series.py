@@ -29,7 +29,7 @@ class PCAKalmanSeries:
 
     A, Q, C, R are those of `PCAKalman`, fitted on windows of training data whose gaps are interpolated; s^2 is the variance that the components
     leave unexplained. With up to 64 channels the channels are the measurements, so that single missing ones are exact; with more (frames) the
-    components of complete steps are.
+    components of complete steps are. What a channel adds to the variance of its predictions is what they leave on training data.
 
     Args:
         state_dim: n, number of states.
@@ -66,6 +66,7 @@ class PCAKalmanSeries:
         _start_anywhere(self.model_, windows)
         _, rest = self.model_._project(torch.from_numpy(windows))
         self._rest = float(rest.mean()) if latent < channels else 0.0
+        self._own = self._own_variance(windows)
         return self
 
     def filter(self, values: Any, observed: Any = None) -> Forecast:
@@ -119,6 +120,16 @@ class PCAKalmanSeries:
         rest = self._rest * (torch.eye(len(v), dtype=v.dtype) - v @ v.mT)
         return v @ inner.ssm.observation_matrix, constant, v @ self._noise() @ v.mT + rest + FLOOR * torch.eye(len(v), dtype=v.dtype)
 
+    def _own_variance(self, windows: Array) -> Tensor:
+        """Variance of each channel beside that of the state: of one-step predictions of training data, less what the state explains."""
+        inner = self.model_.model_
+        loading = self.model_.components_ @ inner.ssm.observation_matrix
+        belief = run_filter(inner.ssm, self.model_.measure(windows), None, predict=True)
+        mean = belief.mean @ loading.mT + self.model_.mean_ + self.model_.components_ @ inner.ssm.observation_offset
+        error = (torch.from_numpy(windows) - mean).square().flatten(0, 1).mean(0)
+        spread = ((loading @ belief.cov) * loading).sum(-1).flatten(0, 1).mean(0)
+        return torch.maximum(error - spread, 0.01 * error + FLOOR)
+
     def _noise(self) -> Tensor:
         """R of the components, for a step of average noise."""
         return self.model_.model_.measurement_cov * (self._rest if self.adaptive_noise and self._rest > 0 else 1.0)
@@ -127,8 +138,7 @@ class PCAKalmanSeries:
         ssm, v = self.model_.model_.ssm, self.model_.components_
         loading = v @ ssm.observation_matrix
         mean = belief.mean @ loading.mT + self.model_.mean_ + v @ ssm.observation_offset
-        own = ((v @ self._noise()) * v).sum(-1) + self._rest * (1.0 - v.square().sum(-1)).clamp_min(0.0) + FLOOR
-        variance = ((loading @ belief.cov) * loading).sum(-1) + own
+        variance = ((loading @ belief.cov) * loading).sum(-1) + self._own
         std = variance.expand(mean.shape).sqrt().numpy() * self.scale_
         return Forecast(series.shaped(mean.numpy() * self.scale_ + self.mean_), series.shaped(std))
 
