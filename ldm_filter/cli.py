@@ -14,6 +14,8 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from ldm_filter.commands.compare import COMPARE, add_options
+
 __all__ = ["main"]
 
 ABOUT = """Kalman filtering of whatever a network can look at, trained without labels.
@@ -159,6 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fit(options.fit)
         elif command == "report":
             _report(options.report)
+        elif command == "compare":
+            from ldm_filter.commands.compare import run_compare
+
+            run_compare(options.compare)
         elif command == "stream":
             from ldm_filter.commands.stream import run_stream
 
@@ -184,6 +190,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("filter", _filter_parser(), help="the state at every step, from the data so far")
     commands.add_subcommand("smooth", _result_parser(SMOOTH), help="the state at every step, from all data")
     commands.add_subcommand("forecast", _forecast_parser(), help="the observations to come, with intervals")
+    commands.add_subcommand("compare", add_options(_new_parser(COMPARE)), help="a model beside classical methods")
     commands.add_subcommand("report", _report_parser(), help="one HTML file about a model on data")
     commands.add_subcommand("stream", _stream_parser(), help="estimates for lines as they come")
     return parser
@@ -361,15 +368,9 @@ def _report(options: Namespace) -> None:
 
 def _read(paths: Sequence[str]) -> Any:
     """One container for one file, a list of series for several."""
-    from ldm_filter.data.io import read
+    from ldm_filter.data.io import read_all
 
-    if len(paths) == 1:
-        return read(paths[0])
-    series: list[Any] = []
-    for path in paths:
-        content = read(path)
-        series += content if isinstance(content, list) else [content]
-    return series
+    return read_all(paths)
 
 
 def _write(result: Any, path: Path) -> None:

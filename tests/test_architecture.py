@@ -19,12 +19,15 @@ BELOW["online"] = BELOW["online"] | {"streams"}  # its door
 BELOW["estimator"] = {"types", "core", "objectives", "models", "training", "checkpoint", "online", "data", "metrics"}
 for room in ("baselines", "plots", "report"):
     BELOW[room] = BELOW["estimator"] | {"estimator"}
+BELOW["comparison"] = BELOW["estimator"] | {"estimator", "baselines", "plots", ""}
 BELOW["accessors"] = BELOW["estimator"] | {"estimator", "plots"}
 BELOW["report"] |= {"baselines", "plots"}
-BELOW["cli"] = BELOW["estimator"] | {"estimator", "baselines", "plots", "report", ""}
+BELOW["cli"] = BELOW["estimator"] | {"estimator", "baselines", "comparison", "plots", "report", ""}
 BELOW["commands"] = BELOW["cli"]
 BELOW["cli"] = BELOW["cli"] | {"commands"}
-LABELLED = {"data", "estimator", "baselines", "report", "plots", "accessors"}
+LABELLED = {"data", "estimator", "baselines", "report", "plots", "accessors", "comparison"}
+# A name is imported where no arrow points in two places: the package's lazy names, and `LDMFilter.compare` when it is called.
+BY_NAME = {"__init__.py", "estimator/comparison.py"}
 DOORS = ("LDMFilter", "types", "core.kalman", "core.smoothing", "metrics", "baselines", "plots", "Gaussian", "StateSpace", "__version__")
 
 
@@ -62,6 +65,14 @@ def test_arrows_point_down(path: Path) -> None:
             assert (name.split(".")[1] if "." in name else "") in allowed, f"{room} imports {name}"
         if name.split(".")[0] in ("pandas", "xarray"):
             assert room in LABELLED, f"{room} imports {name}; labelled objects are known to {sorted(LABELLED)} only"
+
+
+def test_modules_are_imported_by_name_in_two_places_only() -> None:
+    calls = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8").count("import_module(") for path in PACKAGE.rglob("*.py")}
+    kernels = {"core/native.py", "core/triton.py"}  # their own compiled or optional parts
+    assert {name for name, count in calls.items() if count} - kernels == BY_NAME
+    text = (PACKAGE / "estimator" / "comparison.py").read_text(encoding="utf-8")
+    assert text.count("import_module(") == 1 and 'import_module("ldm_filter.comparison")' in text
 
 
 def test_core_knows_tensors_only() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ldm_filter.data.results import file_attrs
 from ldm_filter.data.tables import flattened
 from ldm_filter.data.video import VIDEO_SUFFIXES, read_video
 
-__all__ = ["KNOWN_SUFFIXES", "check_folder", "check_writable", "read", "write"]
+__all__ = ["KNOWN_SUFFIXES", "check_folder", "check_writable", "read", "read_all", "write"]
 
 KNOWN_SUFFIXES = (".csv", ".parquet", ".nc", ".npy", ".npz")
 _STORAGE_HINT = "install it with: pip install ldm-filter[storage]"
@@ -55,6 +55,17 @@ def read(path: str | Path) -> Any:
         raise
     except Exception as error:  # parsers raise all sorts: one clear error for a file that is not what its suffix says
         raise ValueError(f"`path` {str(path)!r} could not be read as {path.suffix.lower()}: {error}") from error
+
+
+def read_all(paths: Sequence[str | Path]) -> Any:
+    """One container for one file, a list of series for several. Raises as `read`."""
+    if len(paths) == 1:
+        return read(paths[0])
+    series: list[Any] = []
+    for path in paths:
+        content = read(path)
+        series += content if isinstance(content, list) else [content]
+    return series
 
 
 def write(data: Any, path: str | Path) -> None:

@@ -12,6 +12,7 @@ from ldm_filter.core.gating import Gate
 from ldm_filter.data.results import to_dataset
 from ldm_filter.estimator import settings
 from ldm_filter.estimator.adaptation import Adaptation
+from ldm_filter.estimator.comparison import Comparing
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.diagnosis import Diagnosis, diagnose
 from ldm_filter.estimator.forecasts import Forecasts
@@ -24,7 +25,7 @@ from ldm_filter.types import Context, Gaussian
 __all__ = ["Queries"]
 
 
-class Queries(Forecasts, Adaptation):
+class Queries(Forecasts, Adaptation, Comparing):
     """The methods of :class:`~ldm_filter.LDMFilter` that need a fitted model."""
 
     def filter(self, data: Any, inputs: Any = None, times: Any = None, gate: Gate | str | None = None) -> Any:

@@ -10,6 +10,7 @@ dimensions of the target, all axes before it are steps (series, time). Functions
 from __future__ import annotations
 
 from ldm_filter.metrics.accuracy import AffineMap, affine_fit, affine_r2, db, mse, noise_corr, r2, rmse
+from ldm_filter.metrics.bootstrap import Bounded, PITHistogram, bounded_mean, bounded_scores, pit_histogram
 from ldm_filter.metrics.calibration import (
     chi2_bounds,
     coverage,
@@ -39,13 +40,17 @@ from ldm_filter.metrics.residuals import Whiteness, autocorrelation, whiteness
 __all__ = [
     "AffineMap",
     "AffineR2",
+    "Bounded",
     "CovarianceRegression",
     "Injectivity",
+    "PITHistogram",
     "Whiteness",
     "affine_fit",
     "affine_r2",
     "affine_r2_both_ways",
     "autocorrelation",
+    "bounded_mean",
+    "bounded_scores",
     "chi2_bounds",
     "conformal_widths",
     "covariance_regression",
@@ -65,6 +70,7 @@ __all__ = [
     "nll",
     "noise_corr",
     "pit",
+    "pit_histogram",
     "procrustes_disparity",
     "r2",
     "rmse",
