@@ -197,7 +197,7 @@ def printed_help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "compare"])
 def test_help_teaches_by_examples_that_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (tmp_path / "fit.yaml").write_text("state_dim: 4\nnoise: input\n")
     monkeypatch.chdir(tmp_path)
