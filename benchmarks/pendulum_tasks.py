@@ -58,7 +58,7 @@ class Settings:
 
 SETTINGS: dict[str, Settings] = {
     "pendulum": Settings(),
-    "pendulum-irregular": Settings(data="pendulum-irregular", epochs=40, rival_epochs=50, particles=0),
+    "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=40, particles=0),
     "pendulum-self-supervised": Settings(supervised=False, epochs=30),
 }
 

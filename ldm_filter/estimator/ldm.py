@@ -238,4 +238,5 @@ class LDMFilter(Supervised, Classical):
             log_path=log_path,
             progress=progress,
             supervision=0.0 if supervision is None else supervision,
+            patience=TrainingOptions.patience if supervision is None else None,  # the likelihood of targets is restless until the rates fall
         )
