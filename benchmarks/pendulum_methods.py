@@ -82,7 +82,8 @@ def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
     model = LDMFilter(
         settings.state_dim,
         settings.latent_dim,
-        encoder=Encoder(2 * settings.latent_dim),
+        # Without targets a network that is free to say R finds ways to please the objective: R then follows the image's noise features alone.
+        encoder=Encoder(2 * settings.latent_dim if supervised else settings.latent_dim),
         dynamics=settings.dynamics,
         noise="input",
         objective="auto" if supervised else objective,
