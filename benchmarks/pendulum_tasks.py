@@ -43,11 +43,11 @@ class Settings:
     latent_dim: int = 6
     dynamics: str = "locally-linear"
     warm_up: int = 25
-    epochs: int = 60
+    epochs: int = 40
     batch_size: int = 50
     learning_rate: float = 3e-3
     dynamics_rate: float = 3.0
-    rival_epochs: int = 60
+    rival_epochs: int = 40
     series: int = 2000
     test: int = 1000
     readout: int = 500
