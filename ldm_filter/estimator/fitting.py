@@ -14,13 +14,14 @@ from ldm_filter.data.windows import Windows, split
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.inference import normalised_innovations
 from ldm_filter.estimator.known import empty_model
+from ldm_filter.estimator.starting import start_motion
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import Dynamics
 from ldm_filter.models.continuous import ContinuousDynamics
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
 from ldm_filter.models.latent_filter import LatentFilter
-from ldm_filter.models.nonlinear import named_dynamics
+from ldm_filter.models.named import named_dynamics
 from ldm_filter.models.recurrent import build_predictor
 from ldm_filter.models.recurrent_dynamics import RecurrentDynamics
 from ldm_filter.models.stepwise import StepwiseDynamics
@@ -155,6 +156,7 @@ def _start_dynamics(model: LatentFilter, sequences: Sequences) -> None:
         return  # too little data for the state's size: the plain start is kept
     if isinstance(model.encoder.noise, ConstantNoise):
         model.encoder.noise.set_covariance(measurement_cov)
+    start_motion(model, latents, seen, pieces.context)
 
 
 def _without_inputs(model: LatentFilter, latents: Tensor, seen: Tensor, context: Context) -> Tensor:

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 CHOICES = {
-    "dynamics": ("linear", "continuous", "locally-linear", "ekf", "ukf", "recurrent"),
+    "dynamics": ("linear", "continuous", "locally-linear", "ekf", "ukf", "polynomial", "recurrent"),
     "latent_model": ("auto", *LATENT_MODELS),
     "space": ("plane", "sphere"),
     "noise": ("constant", "input", "state", "adaptive"),

@@ -11,36 +11,19 @@ from torch import Tensor, nn
 from ldm_filter.core.linalg import matvec
 from ldm_filter.core.linearisation import Affine, Linearise, Step, Transition, linear, mixture, repeated, sigma_point, unscented
 from ldm_filter.core.nonlinear import NonlinearStateSpace
-from ldm_filter.models.affine import AffineDynamics
-from ldm_filter.models.base import NO_CONTEXT, Dynamics
+from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.dynamics import LinearDynamics, stable_matrix, whole_intervals
 from ldm_filter.models.networks import random_layer
 from ldm_filter.models.noise import AdaptiveProcessNoise, StateNoise
 from ldm_filter.models.stepwise import StepwiseDynamics
 from ldm_filter.types import Context, Gaussian, StateSpace
 
-__all__ = ["LocallyLinearDynamics", "NonlinearDynamics", "Residual", "named_dynamics"]
+__all__ = ["LocallyLinearDynamics", "NonlinearDynamics", "RegularDynamics", "Residual"]
 
 METHODS = ("ekf", "ukf")
 
 
-def named_dynamics(base: AffineDynamics, dynamics: str, noise: str, generator: torch.Generator | None = None) -> Dynamics:
-    """The dynamics that ``LDMFilter(dynamics=..., noise=...)`` means, with ``base`` as their linear part; ``base`` itself where nothing is asked for.
-
-    Args:
-        base: linear dynamics. dynamics: ``"locally-linear"``, ``"ekf"``, ``"ukf"``; any other name leaves the motion to the base.
-        noise: ``"adaptive"`` or ``"state"``; any other is the encoder's concern.
-    """
-    adaptive = AdaptiveProcessNoise(base.state_dim, generator=generator) if noise == "adaptive" else None
-    state_noise = StateNoise(base.state_dim, base.latent_dim, generator=generator) if noise == "state" else None
-    if isinstance(base, LinearDynamics) and dynamics == "locally-linear":
-        return LocallyLinearDynamics(base, adaptive=adaptive, state_noise=state_noise, generator=generator)
-    if isinstance(base, LinearDynamics) and dynamics in METHODS:
-        return NonlinearDynamics(base, dynamics, adaptive=adaptive, state_noise=state_noise, generator=generator)
-    return base if adaptive is None and state_noise is None else StepwiseDynamics(base, adaptive, state_noise)
-
-
-class _Regular(StepwiseDynamics):
+class RegularDynamics(StepwiseDynamics):
     """Nonlinear motion over one sampling interval; over several, it is that many steps."""
 
     base: LinearDynamics
@@ -61,7 +44,7 @@ class _Regular(StepwiseDynamics):
         return model._replace(transition=move, linearise=linearise)
 
 
-class LocallyLinearDynamics(_Regular):
+class LocallyLinearDynamics(RegularDynamics):
     """h_t = A(h) h_{t-1} + a(h) + w,   A = sum_k w_k(h) A_k,   a = sum_k w_k(h) a_k,   the weights taken at the state's mean.
 
     Every A_k is stable, by the parametrisation of :class:`~ldm_filter.models.dynamics.LinearDynamics` in one basis common to all. In that
@@ -144,7 +127,7 @@ class LocallyLinearDynamics(_Regular):
         return {"radius": float(torch.linalg.eigvals(self.matrices()[0]).abs().max())}
 
 
-class NonlinearDynamics(_Regular):
+class NonlinearDynamics(RegularDynamics):
     """h_t = A h_{t-1} + a + g(h_{t-1}, u_t) + w: a stable linear part and a bounded residual network.
 
     Two bounds hold for every value of the parameters, in units of the state's standard deviations at the start:
