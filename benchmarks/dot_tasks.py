@@ -99,6 +99,9 @@ class Published(NamedTuple):
     affine_r2_in_range: str = ""
     mse: str = ""
     nll: str = ""
+    db: str = ""
+    db_smoothed: str = ""
+    condition: str | None = None  # of the task; None: all of them
     readout: str = "affine"
 
 

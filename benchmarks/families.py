@@ -18,8 +18,12 @@ from benchmarks import (
     dot_tasks,
     latent_methods,
     latent_tasks,
+    lorenz_methods,
+    lorenz_tasks,
     pendulum_methods,
     pendulum_tasks,
+    scene_methods,
+    scene_tasks,
     series_methods,
     series_tasks,
 )
@@ -27,7 +31,7 @@ from benchmarks.dot_tasks import Published
 from benchmarks.fingerprint import code_fingerprint
 from benchmarks.records import Outcome
 
-__all__ = ["FAMILIES", "PUBLISHED", "TASKS", "Family", "conditions_of", "current_code", "family_of"]
+__all__ = ["FAMILIES", "GROUPS", "PUBLISHED", "TASKS", "Family", "conditions_of", "current_code", "family_of"]
 
 
 class Family(NamedTuple):
@@ -62,9 +66,15 @@ FAMILIES = (
     ),
     Family(dict.fromkeys(series_tasks.TASKS, ("",)), series_methods.default_methods, series_methods.run, {}),
     Family(dict.fromkeys(pendulum_tasks.SETTINGS, ("",)), pendulum_methods.default_methods, pendulum_methods.run, pendulum_tasks.PUBLISHED),
+    Family(lorenz_tasks.CONDITIONS, lorenz_methods.default_methods, lorenz_methods.run, lorenz_tasks.PUBLISHED),
+    Family(dict.fromkeys(scene_tasks.SETTINGS, ("",)), scene_methods.default_methods, scene_methods.run, {}),
     Family(ablation_methods.CONDITIONS, ablation_methods.default_methods, ablation_methods.run, {}),
 )
 TASKS = tuple(dict.fromkeys(task for family in FAMILIES for task in family.tasks))
+# What stands for several tasks on one data set.
+GROUPS: dict[str, tuple[str, ...]] = {
+    name: tuple(task for task in series_tasks.TASKS if task.startswith(f"{name}-")) for name in ("imu", "weather", "co2")
+}
 PUBLISHED: dict[str, tuple[Published, ...]] = {task: rows for family in FAMILIES for task, rows in family.published.items()}
 
 

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import records, tables
 from benchmarks.dot_tasks import BUDGETS
-from benchmarks.families import TASKS, conditions_of, family_of
+from benchmarks.families import GROUPS, TASKS, conditions_of, family_of
 
 __all__ = ["main", "run_all"]
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     folder = options.out or (records.SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
-    tasks = list(TASKS) if "all" in options.task else options.task
+    tasks = list(TASKS) if "all" in options.task else [task for name in options.task for task in GROUPS.get(name, (name,))]
     failed = run_all(tasks, options.methods, options.budget, options.seeds, folder, options.force, options.condition)
     if folder.resolve() == records.RESULTS:
         tables.update()
@@ -131,7 +131,9 @@ def _device(budget: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", required=True, choices=[*TASKS, "all"], metavar="TASK", help=f"{', '.join(TASKS)}, or all")
+    parser.add_argument(
+        "--task", nargs="+", required=True, choices=[*TASKS, *GROUPS, "all"], metavar="TASK", help=f"{', '.join([*TASKS, *GROUPS])}, or all"
+    )
     parser.add_argument("--budget", default="cpu", choices=BUDGETS, help="smoke: seconds, claims nothing; cpu (default): two cores; full: a GPU")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default 3)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: the task's learned filter, the baselines and the oracle")

@@ -33,6 +33,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("affine_r2_in_range", "R² in range", ".4f"),
     ("mlp_r2", "R², MLP", ".4f"),
     ("mse", "MSE", ".1e"),
+    ("db", "MSE, dB", ".2f"),
+    ("db_smoothed", "smoothed, dB", ".2f"),
     ("rmse", "RMSE", ".4f"),
     ("excess", "excess error", ".2f"),
     ("nis", "NIS / m", ".2f"),
@@ -66,7 +68,7 @@ SUMMARY_COLUMNS = (
     ("fit_seconds", "fit, s", ".0f"),
 )
 ABLATION_COLUMNS = ("r2", "mse", "excess", "nis", "coverage95", "coverage95_turned", "nll", "noise_corr", "fit_seconds")
-PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range", "mse", "nll")
+PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range", "db", "db_smoothed", "nll", "mse")
 
 
 def full_tables(rows: Sequence[Row], code: Code) -> str:
@@ -164,6 +166,8 @@ def _task_table(task: str, group: Sequence[Row], code: Code) -> str:
         name = f"**`{method}`**" if method.startswith("ldm-") else f"`{method}`"
         lines.append([name + _mark(rows, code), rows[0]["readout"], str(len(rows)), *(_figure(rows, key, form) for key, _, form in columns)])
     for quoted in PUBLISHED.get(task, ()):
+        if quoted.condition not in (None, group[0]["condition"]):
+            continue
         figures = [getattr(quoted, key) if key in PUBLISHED_COLUMNS else "" for key, _, _ in columns]
         lines.append([f"*{quoted.name}*", quoted.readout, "", *figures])
     return table(["method", "read-out", "seeds", *(head for _, head, _ in columns)], lines)

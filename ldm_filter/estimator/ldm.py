@@ -37,8 +37,8 @@ class LDMFilter(Supervised, Classical):
         encoder: ``"auto"``, ``"mlp"``, ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
             equation, for irregular times; ``"locally-linear"``: stable matrices mixed by weights of the state; ``"ekf"``, ``"ukf"``: a residual
-            network beside the linear motion, filtered by its tangents or by sigma points. The last three are for motions that are not one
-            linear system (full turns and swings, limit cycles); they start at the linear filter and cost about ten times its time.
+            network beside the linear motion, filtered by its tangents or by sigma points; ``"polynomial"``: a cubic law, started by regression.
+            The last four are for motions that are not one linear system (full turns, limit cycles, chaos), at about ten times the linear one's time.
             ``"recurrent"``: a GRU predicts the next latent, which is then the state (``latent_dim = state_dim``). It has no posterior: ``filter``
             gives one-step predictions, ``score`` and ``encode`` work, ``smooth`` and longer forecasts are refused. Or a module of your own, a
             :class:`~ldm_filter.models.base.Dynamics`; it is trained in place.

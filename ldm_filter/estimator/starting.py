@@ -16,6 +16,9 @@ __all__ = ["start_motion"]
 ROUNDS = 3
 # Least part of a direction's unexplained variance that either noise is given.
 LEAST = 1e-3
+# Of R, tried as more process noise: what the regression cannot show, because the filter's linear view of the motion errs as well.
+SHARES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+MOST_TRIED = 100  # series
 
 
 @torch.no_grad()
@@ -44,6 +47,8 @@ def start_motion(model: LatentFilter, latents: Tensor, seen: Tensor, context: Co
         rest = dynamics.fit_motion(states[:, :-1][pairs], (after if whole else states)[:, 1:][pairs], Context(inputs=inputs))
         if whole and not place:
             _split_noise(model, rest, states, pairs)
+    if whole:
+        _widen(model, latents, seen, context)
 
 
 def _split_noise(model: LatentFilter, rest: Tensor, states: Tensor, pairs: Tensor) -> None:
@@ -64,6 +69,24 @@ def _split_noise(model: LatentFilter, rest: Tensor, states: Tensor, pairs: Tenso
     base.set_matrices(base.exact()._replace(transition_cov=process if base.full_cov else torch.diag(process.diagonal())))
     observation = base.state_space().observation_matrix.double()
     noise.set_covariance(symmetrise(observation @ seen_noise @ observation.mT))
+
+
+def _widen(model: LatentFilter, latents: Tensor, seen: Tensor, context: Context) -> None:
+    """Process noise as large as the likelihood of some of the series asks for."""
+    dynamics = model.dynamics
+    assert isinstance(dynamics, PolynomialDynamics)
+    base = dynamics.base
+    every = slice(None, None, max(1, len(latents) // MOST_TRIED))
+    context = context._replace(inputs=context.inputs if context.inputs is None or len(context.inputs) == 1 else context.inputs[every])
+    fields, noise = base.exact(), model.encoder.noise(latents[:1, :1])
+    turned = torch.linalg.solve(fields.observation_matrix, torch.linalg.solve(fields.observation_matrix, noise[0, 0].double()).mT)
+    found = []
+    for share in SHARES:
+        wider = symmetrise(fields.transition_cov + share * turned)
+        base.set_matrices(fields._replace(transition_cov=wider if base.full_cov else torch.diag(wider.diagonal())))
+        value = float(dynamics.moments(Gaussian(latents[every], noise), seen[every], context)[1].mean())
+        found.append((value, base.exact()))
+    base.set_matrices(max(found, key=lambda entry: entry[0])[1])
 
 
 def _within(part: Tensor, total: Tensor) -> Tensor:

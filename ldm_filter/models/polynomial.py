@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm_filter.core.linalg import matvec
+from ldm_filter.core.linalg import cholesky, matvec
 from ldm_filter.core.linearisation import Affine, Linearise, Step, Transition, linear
 from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.dynamics import LinearDynamics
@@ -23,12 +23,16 @@ RIDGE = 1e-9
 
 
 class PolynomialDynamics(RegularDynamics):
-    """h_t = A h_{t-1} + a + s W phi(h_{t-1} / s, u_t) + w, phi all monomials of degree 0 to d.
+    """h_t = A h_{t-1} + a + e W F phi(h_{t-1} / s, u_t) + w, phi all monomials of degree 0 to d.
 
     For motions whose law is smooth and of low order, as those of rigid bodies, populations and flows often are: W enters linearly, so that
     :meth:`fit_motion` finds it by least squares, far more exactly than a network is trained. Beyond ``reach`` standard deviations s of the
     state the polynomial is held at its value there, and A is stable: paths stay bounded. The filter is the extended one, with exact
     tangents. At the start W = 0: the filter is the linear one.
+
+    The regression also sets the units in which W is trained: F makes the monomials orthonormal over the data and e are the residuals'
+    standard deviations, so that a step of size r moves the motion by a share r of what it cannot explain. A, a and B, and C where it is
+    square, say nothing that W, or the state's basis, could not, and stay as they were started.
 
     Args:
         base: the linear model.
@@ -45,6 +49,8 @@ class PolynomialDynamics(RegularDynamics):
 
     places: Tensor
     spread: Tensor
+    frame: Tensor
+    unit: Tensor
 
     def __init__(
         self,
@@ -66,6 +72,12 @@ class PolynomialDynamics(RegularDynamics):
         self.weight = nn.Parameter(torch.zeros(n, len(places)))
         self.register_buffer("places", torch.tensor(places), persistent=False)
         self.register_buffer("spread", torch.ones(n))
+        self.register_buffer("unit", torch.ones(n))
+        self.register_buffer("frame", torch.eye(len(places)))
+        for fixed in (base.contraction, base.slack, base.mean, *([base.input_matrix] if base.input_dim else [])):
+            fixed.requires_grad_(False)
+        if base.latent_dim == n:
+            base.observation.requires_grad_(False)
 
     def motion(self, exact: StateSpace, context: Context) -> tuple[Transition, Linearise]:
         """The linear model and the polynomial beside it."""
@@ -90,6 +102,7 @@ class PolynomialDynamics(RegularDynamics):
         super().start_from(ssm, interval)
         with torch.no_grad():
             self.spread.copy_(self.base.state_space().initial.cov.diagonal().clamp_min(1e-12).sqrt())
+            self.unit.copy_(self.spread)
 
     @torch.no_grad()
     def fit_motion(self, before: Tensor, after: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -109,11 +122,15 @@ class PolynomialDynamics(RegularDynamics):
         inputs = self.standardise(context.inputs)
         rest = after.double() - self.base.predict(Gaussian(before.double(), before.new_zeros(self.state_dim, self.state_dim).double()), context).mean
         terms = self._law().terms(before.double(), None if inputs is None else inputs[:, 0].double())
-        gram = terms.mT @ terms
-        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        found = torch.linalg.solve(gram, terms.mT @ (rest / self.spread.double()))
-        self.weight.copy_(found.mT)
-        return rest - terms @ found * self.spread.double()
+        gram = terms.mT @ terms / len(terms)
+        factor = cholesky(gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        self.frame.copy_(torch.linalg.solve_triangular(factor, torch.eye(len(gram)).to(factor), upper=False))
+        framed = terms @ self.frame.double().mT
+        found = framed.mT @ rest / len(rest)
+        rest = rest - framed @ found
+        self.unit.copy_(rest.std(0).clamp_min(1e-12))
+        self.weight.copy_((found / self.unit.double()).mT)
+        return rest
 
     @torch.no_grad()
     def slope(self, states: Tensor) -> Tensor:
@@ -122,7 +139,7 @@ class PolynomialDynamics(RegularDynamics):
         return self.base.exact().transition_matrix + self._law().tangent(states.double(), mean_inputs)[1]
 
     def _law(self) -> _Law:
-        return _Law(self.weight.double(), self.places, self.spread.double(), self.reach)
+        return _Law(self.unit.double()[:, None] * self.weight.double() @ self.frame.double(), self.places, self.spread.double(), self.reach)
 
 
 class _Law(NamedTuple):
@@ -135,7 +152,7 @@ class _Law(NamedTuple):
 
     def value(self, state: Tensor, inputs: Tensor | None = None) -> Tensor:
         """``(..., n)``."""
-        return matvec(self.weight, self.terms(state, inputs)) * self.spread
+        return matvec(self.weight, self.terms(state, inputs))
 
     def terms(self, state: Tensor, inputs: Tensor | None = None) -> Tensor:
         """phi, ``(..., terms)``."""
@@ -151,8 +168,7 @@ class _Law(NamedTuple):
             others = torch.cat([factors[..., :k], factors[..., k + 1 :]], dim=-1).prod(-1)
             chosen = nn.functional.one_hot(self.places[:, k], self.places.max() + 1)[:, :n].to(others)
             total = total + (self.weight * others.unsqueeze(-2)) @ chosen
-        value = matvec(self.weight, factors.prod(-1)) * self.spread
-        return value, self.spread[:, None] * total * (slope / self.spread).unsqueeze(-2)
+        return matvec(self.weight, factors.prod(-1)), total * (slope / self.spread).unsqueeze(-2)
 
     def _clamp(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates in standard deviations, held within the reach, and the slope of that, 1 or 0."""
