@@ -96,7 +96,7 @@ def _fit_ldm(dynamics: str, data: Bench) -> tuple[Callable[[NDArray], Estimate],
     )
     model.fit(data.train.observations, epochs=chosen.epochs, batch_size=chosen.batch_size, progress=False)
     matrix, offset = _from_latents(model)
-    fields = model.model_.dynamics.base.state_space()
+    fields = model.model_.dynamics.base.state_space()  # type: ignore[union-attr,operator]
     C, c = (part.detach().double().numpy(force=True) for part in (fields.observation_matrix, fields.observation_offset))
     back, level = matrix @ C, matrix @ c + offset
 

@@ -149,8 +149,8 @@ def _digits(series: int, steps: int, rng: np.random.Generator, training: bool) -
 _SCENES: dict[str, Callable[[int, int, np.random.Generator, bool], Scene]] = {
     "bouncing-ball": _ball,
     "moving-digits": _digits,
-    "gym-pendulum": lambda series, steps, rng, _: tuple(gym_scenes.pendulum(series, steps, rng)),  # type: ignore[return-value]
-    "gym-cartpole": lambda series, steps, rng, _: tuple(gym_scenes.cartpole(series, steps, rng)),  # type: ignore[return-value]
+    "gym-pendulum": lambda series, steps, rng, _: gym_scenes.pendulum(series, steps, rng),
+    "gym-cartpole": lambda series, steps, rng, _: gym_scenes.cartpole(series, steps, rng),
 }
 
 

@@ -166,7 +166,7 @@ class _Law(NamedTuple):
         total = torch.zeros_like(slope).unsqueeze(-2).expand(*slope.shape[:-1], n, n)
         for k in range(degree):
             others = torch.cat([factors[..., :k], factors[..., k + 1 :]], dim=-1).prod(-1)
-            chosen = nn.functional.one_hot(self.places[:, k], self.places.max() + 1)[:, :n].to(others)
+            chosen = nn.functional.one_hot(self.places[:, k], int(self.places.max()) + 1)[:, :n].to(others)
             total = total + (self.weight * others.unsqueeze(-2)) @ chosen
         return matvec(self.weight, factors.prod(-1)), total * (slope / self.spread).unsqueeze(-2)
 
