@@ -9,12 +9,13 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ldm_filter.commands.compare import COMPARE, add_options
+from ldm_filter.commands.run import run_fit, run_infer, run_report
+from ldm_filter.commands.texts import FILTER, FIT, FORECAST, REPORT, SMOOTH, STREAM
 
 __all__ = ["main"]
 
@@ -26,76 +27,6 @@ ABOUT = """Kalman filtering of whatever a network can look at, trained without l
   sensor | ldm-filter stream --model model.safetensors --state state.npz
 
 Every command has a --help with an example, and takes options from a YAML file with --config."""
-
-DATA = """Data: .csv and .parquet (a row per time step, a column per channel; a first column called time or date, or
-holding dates, is the time), .nc, .npy (time, channel) or (series, time, channel), .npz. Empty and NaN mean missing.
-Video: .mp4, .avi, .mov, .mkv, .webm, or a folder of them; dropped and repeated frames are missing."""
-
-FIT = f"""Train a model on series without labels.
-
-Examples:
-  ldm-filter fit log.csv --state-dim 4 --out model.safetensors
-  ldm-filter fit monday.csv tuesday.csv --out model.safetensors --validation sunday.csv --log log.jsonl
-  ldm-filter fit clips/ --size 32 32 --state-dim 6 --out model.safetensors
-  ldm-filter fit --config fit.yaml log.csv --out model.safetensors
-where fit.yaml holds options, with underscores, such as
-  state_dim: 4
-  noise: input
---print_config shows them all; what follows --config on the command line wins over the file.
-
-{DATA}
-Several files are several series, of any lengths."""
-
-FILTER = f"""The state at every step, from the data up to that step.
-
-Examples:
-  ldm-filter filter log.csv --model model.safetensors
-  ldm-filter filter log.csv --model model.safetensors --out states.nc
-  ldm-filter filter log.csv --model model.safetensors --out states.csv
-  ldm-filter filter clip.mp4 --model model.safetensors --out states.nc --overlay drawn.mp4
-
-{DATA}
-Result: .nc holds everything, with covariances; .csv and .parquet a flat table of means and standard deviations."""
-
-SMOOTH = f"""The state at every step, from all of the data: gaps are filled from both sides.
-
-Examples:
-  ldm-filter smooth log.csv --model model.safetensors --out smoothed.csv
-  ldm-filter smooth log.csv --model model.safetensors --out smoothed.nc
-
-{DATA}
-Result: .nc holds everything, with covariances; .csv and .parquet a flat table of means and standard deviations."""
-
-FORECAST = f"""The observations that follow the data, with prediction intervals.
-
-Examples:
-  ldm-filter forecast log.csv --model model.safetensors --horizon 24
-  ldm-filter forecast log.csv --model model.safetensors --horizon 24 --levels 0.5 0.95 --out forecast.csv
-
-{DATA}
-Result: for tables a table with columns "channel mean", "channel std", "channel lo-80", "channel hi-80" and so on, at
-the times that continue the data's; write it as .csv or .parquet. For arrays and NetCDF files a Dataset, also as .nc."""
-
-REPORT = f"""One HTML file about a model on data: fit, filter, forecast, diagnostics, classical baselines.
-
-Examples:
-  ldm-filter report sunday.csv --model model.safetensors --out report.html
-  ldm-filter report sunday.csv --model model.safetensors --out report.html --horizon 48 --title "Boiler, sundays"
-
-{DATA}
-Best of data that the model was not fitted on. The file holds its pictures; nothing in it points elsewhere."""
-
-STREAM = """Estimates for lines as they come: CSV or JSON from stdin, to stdout at once.
-
-Examples:
-  sensor | ldm-filter stream --model model.safetensors
-  sensor | ldm-filter stream --model model.safetensors --state state.npz --gate hard > states.jsonl
-  tail -f log.csv | ldm-filter stream --model model.safetensors --lag 50 --output csv
-
-CSV: a header of channels, with time in front if there is one, or the channels in the order of the fit. JSON: an
-object of channels with "time", or a list. Empty, NaN and null mean missing. Times are seconds or dates.
-A line that cannot be read is reported on stderr with its number and skipped. With --state the filter goes on where
-it ended; SIGTERM and the end of the input save it, and kill -9 loses at most the lines since the last saving."""
 
 # Arguments of LDMFilter: name, type, default, help. A test holds names, defaults and choices against the class.
 MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
@@ -158,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = options.subcommand
     try:
         if command == "fit":
-            _fit(options.fit)
+            run_fit(options.fit, [name for name, *_ in MODEL_OPTIONS])
         elif command == "report":
-            _report(options.report)
+            run_report(options.report)
         elif command == "compare":
             from ldm_filter.commands.compare import run_compare
 
@@ -170,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run_stream(options.stream)
         else:
-            _infer(command, options[command])
+            run_infer(command, options[command])
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:  # CheckpointError is a ValueError
         _fail(str(error))
 
@@ -268,127 +199,6 @@ def _stream_parser() -> ArgumentParser:
     parser.add_argument("--gate-probability", type=float, default=0.999, help="that a true observation passes the gate")
     parser.add_argument("--output", type=str, default="same", help="json, csv, or same as the input")
     return parser
-
-
-# -------------------------------------------------------------------------------------------------------------- commands
-
-
-def _fit(options: Namespace) -> None:
-    import torch
-
-    from ldm_filter.data.io import check_folder
-    from ldm_filter.estimator import LDMFilter
-
-    for path in (options.out, options.log):  # before hours of training
-        if path is not None:
-            check_folder(path)
-    arguments = {name: options[name] for name, *_ in MODEL_OPTIONS} | {"dtype": getattr(torch, options.dtype)}
-    validation = _read([options.validation]) if isinstance(options.validation, str) else options.validation
-    data = _read_clips(options) if _is_video(options.data) else _read(options.data)
-    model = LDMFilter(**arguments).fit(
-        data,
-        validation=validation,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        progress=not options.quiet,
-        log_path=options.log,
-        compare=options.compare,
-        targets=_read(options.targets) if options.targets else None,
-        supervision=options.supervision,
-        warm_up=options.warm_up,
-    )
-    model.save(options.out)
-    if not options.quiet:
-        print("\n".join([*model.history_.events, f"wrote {options.out}: {model} after {len(model.history_.epochs)} epoch(s)"]))
-
-
-def _infer(command: str, options: Namespace) -> None:
-    from ldm_filter.data.io import check_writable
-    from ldm_filter.estimator import LDMFilter
-
-    if options.out is not None:
-        check_writable(options.out)
-    model = LDMFilter.load(options.model, device=options.device)
-    if command == "filter" and (_is_video(options.data) or options.overlay is not None):
-        _filter_clips(model, options)
-        return
-    further = {"horizon": options.horizon, "levels": options.levels} if command == "forecast" else {}
-    further |= {"gate": options.gate} if command == "filter" and options.gate is not None else {}
-    result = getattr(model, command)(_read(options.data), **further)
-    if options.out is None:
-        _show(result)
-    else:
-        _write(result, Path(options.out))
-
-
-def _is_video(paths: Sequence[str]) -> bool:
-    from ldm_filter.data.video import VIDEO_SUFFIXES
-
-    return any(Path(path).is_dir() or Path(path).suffix.lower() in VIDEO_SUFFIXES for path in paths)
-
-
-def _read_clips(options: Namespace) -> Any:
-    """The frames that training sees: all of them, or evenly spread windows where they are too many."""
-    from ldm_filter.data.video import clips, read_windows
-
-    paths = [clip for path in options.data for clip in clips(path)]
-    window = options.window or 100
-    return read_windows(paths, tuple(options.size) if options.size else None, options.colour, window, int(options.memory * 2**30))
-
-
-def _filter_clips(model: Any, options: Namespace) -> None:
-    """Clip by clip, each while it is read."""
-    from ldm_filter.data.video import clips
-    from ldm_filter.estimator.video import filter_video
-    from ldm_filter.plots.overlay import write_overlay
-
-    paths = [clip for path in options.data for clip in clips(path)]
-    if options.overlay is not None and len(paths) > 1:
-        raise ValueError(f"--overlay draws one clip, and {len(paths)} were given; call the command for each")
-    for path in paths:
-        if options.overlay is None or options.out is not None:
-            result = filter_video(model, path, options.gate)
-            target = None if options.out is None else Path(options.out)
-            if target is None:
-                _show(result)
-            else:
-                _write(result, target if len(paths) == 1 else target.with_stem(f"{target.stem}-{path.stem}"))
-        if options.overlay is not None:
-            print(f"wrote {options.overlay}: {write_overlay(model, path, options.overlay, options.gate)} frames")
-
-
-def _report(options: Namespace) -> None:
-    from ldm_filter.estimator import LDMFilter
-    from ldm_filter.report import write_report
-
-    model = LDMFilter.load(options.model, device=options.device)
-    write_report(model, _read(options.data), options.out, title=options.title, horizon=options.horizon, source=" ".join(options.data))
-    print(f"wrote {options.out}")
-
-
-def _read(paths: Sequence[str]) -> Any:
-    """One container for one file, a list of series for several."""
-    from ldm_filter.data.io import read_all
-
-    return read_all(paths)
-
-
-def _write(result: Any, path: Path) -> None:
-    """One file, or numbered ones for a list of series."""
-    from ldm_filter.data.io import write
-    from ldm_filter.data.tables import table
-
-    numbered = [(path.with_stem(f"{path.stem}-{i}"), item) for i, item in enumerate(result)] if isinstance(result, list) else [(path, result)]
-    for target, item in numbered:
-        write(table(item) if target.suffix.lower() in (".csv", ".parquet") else item, target)
-        print(f"wrote {target}")
-
-
-def _show(result: Any) -> None:
-    from ldm_filter.data.tables import summary
-
-    for i, item in enumerate(result if isinstance(result, list) else [result]):
-        print(f"series {i}:\n{summary(item)}" if isinstance(result, list) else summary(item))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filterpy.kalman import KalmanFilter
 
 from ldm_filter.core.gating import Gate
 from ldm_filter.data.results import to_dataset
@@ -16,7 +15,7 @@ from ldm_filter.estimator.comparison import Comparing
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.diagnosis import Diagnosis, diagnose
 from ldm_filter.estimator.forecasts import Forecasts
-from ldm_filter.estimator.handover import as_filterpy
+from ldm_filter.estimator.handover import Handover
 from ldm_filter.estimator.inference import observation_moments, predictive_density, result_fields
 from ldm_filter.estimator.robust import anomaly_fields, as_gate, run_gated
 from ldm_filter.online import OnlineFilter
@@ -25,7 +24,7 @@ from ldm_filter.types import Context, Gaussian
 __all__ = ["Queries"]
 
 
-class Queries(Forecasts, Adaptation, Comparing):
+class Queries(Forecasts, Adaptation, Comparing, Handover):
     """The methods of :class:`~ldm_filter.LDMFilter` that need a fitted model."""
 
     def filter(self, data: Any, inputs: Any = None, times: Any = None, gate: Gate | str | None = None) -> Any:
@@ -160,7 +159,3 @@ class Queries(Forecasts, Adaptation, Comparing):
         """
         chosen = None if gate is None else as_gate(gate)
         return OnlineFilter(self._model(), step_seconds=self.labels_.attrs.get("step"), streams=streams, lag=lag, gate=chosen)
-
-    def to_filterpy(self) -> KalmanFilter:
-        """The latent filter as a ``filterpy.kalman.KalmanFilter``; feed it ``latent_mean`` (and, where R varies, ``latent_cov``) of ``encode``."""
-        return as_filterpy(self._model())
