@@ -112,6 +112,19 @@ def test_from_the_command_line_and_arrays(model: LDMFilter, tmp_path: Path, caps
     write_report(model, series(1).to_numpy(), out, horizon=5)
 
 
+def test_a_model_with_inputs(tmp_path: Path):
+    known = pd.DataFrame({"valve": np.sin(0.05 * np.arange(240.0))}, index=series().index)
+    data = series().add(2.0 * known["valve"], axis=0)
+    fitted = LDMFilter(state_dim=2, readout="linear", window=40).fit(data, inputs=known, epochs=2, progress=False)
+    write_report(fitted, data, tmp_path / "report.html", horizon=12, inputs=known)
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "The model has inputs: valve." in "".join(page.text)
+    assert all(value.startswith(("data:", "#")) for value in page.references if ":" in value)
+    with pytest.raises(ValueError, match="inputs"):
+        write_report(fitted, data, tmp_path / "report.html", horizon=12)
+
+
 @pytest.mark.parametrize(
     ("data", "arguments", "words"),
     [

@@ -22,7 +22,16 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 _DPI = 130
 
 
-def write_report(model: LDMFilter, data: Any, path: str | Path, *, title: str = "Report", horizon: int | None = None, source: str = "data") -> None:
+def write_report(
+    model: LDMFilter,
+    data: Any,
+    path: str | Path,
+    *,
+    title: str = "Report",
+    horizon: int | None = None,
+    source: str = "data",
+    inputs: Any = None,
+) -> None:
     """Write a self-contained HTML report of a fitted model on one series.
 
     Args:
@@ -32,6 +41,7 @@ def write_report(model: LDMFilter, data: Any, path: str | Path, *, title: str = 
         title: of the page.
         horizon: steps of the forecast, which is held against the last ``horizon`` steps of the data; default a tenth of the series, at most 100.
         source: what the data is called in the commands that reproduce the report.
+        inputs: of a model with some, one row per step of the data. (Such a model is fitted from Python: the page says so.)
 
     Raises:
         ModuleNotFoundError: jinja2 is not installed.
@@ -50,7 +60,7 @@ def write_report(model: LDMFilter, data: Any, path: str | Path, *, title: str = 
     ahead = horizon or max(1, min(100, steps // 10))
     if not 1 <= ahead <= steps // 3:
         raise ValueError(f"horizon is {horizon}, expected 1 to {steps // 3}, a third of the {steps} steps")
-    forecast, comparison = sections.forecast_section(model, data, values, ahead)
+    forecast, comparison = sections.forecast_section(model, data, values, ahead, inputs)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
         title=title,
@@ -59,16 +69,17 @@ def write_report(model: LDMFilter, data: Any, path: str | Path, *, title: str = 
         channels=sections.channel_table(values, labels),
         training=None if not model.history_.epochs else _picture(sections.training_picture(model)),
         events=model.history_.events,
-        filtered=_picture(sections.filter_picture(model, data, steps)),
+        filtered=_picture(sections.filter_picture(model, data, steps, inputs)),
         forecast=_picture(forecast),
         horizon=ahead,
         comparison=comparison,
-        diagnosis=(found := model.diagnose(data)),
+        diagnosis=(found := model.diagnose(data, inputs=inputs)),
         unit=found.unit,
         innovations=_picture(sections.innovation_picture(found)),
         parameters=json.dumps(json.loads(to_json(model.get_params())), indent=1),
         versions={name: version(name) for name in ("ldm-filter", "torch", "numpy", "pandas", "xarray")},
         source=source,
+        inputs=[] if model.input_labels_ is None else list(model.input_labels_.channels),
     )
     path.write_text(html, encoding="utf-8")
 

@@ -37,8 +37,6 @@ def single_series(model: LDMFilter, data: Any) -> tuple[np.ndarray, Labels]:
         raise ValueError(
             f"`data` holds {len(sequences.values)} series of {labels.event_dims}; a report is of one series of channels: pass one of them"
         )
-    if model.input_labels_ is not None:
-        raise ValueError("the model has inputs, which a report does not show yet; call filter, forecast and diagnose with inputs")
     values = sequences.values[0].double().masked_fill(~sequences.observed[0], np.nan).numpy()
     if len(values) < LEAST_STEPS:
         raise ValueError(f"`data` has {len(values)} steps, a report needs at least {LEAST_STEPS}; give a longer series")
@@ -75,15 +73,15 @@ def training_picture(model: LDMFilter) -> Figure:
     return plot_training(model.history_)
 
 
-def filter_picture(model: LDMFilter, data: Any, steps: int) -> Figure:
+def filter_picture(model: LDMFilter, data: Any, steps: int, inputs: Any = None) -> Figure:
     """The last steps of the data, filtered."""
-    result = model.filter(data)
+    result = model.filter(data, inputs=_until(inputs, steps))
     last = slice(max(0, steps - MOST_SHOWN), steps)
     dim = str(result["nis"].dims[0])
     return plot_filter(result.isel({dim: last}), _rows(data, last), channels=list(model.labels_.attrs["columns"])[:MOST_CHANNELS])
 
 
-def forecast_section(model: LDMFilter, data: Any, values: np.ndarray, horizon: int) -> tuple[Figure, list[tuple[str, ...]]]:
+def forecast_section(model: LDMFilter, data: Any, values: np.ndarray, horizon: int, inputs: Any = None) -> tuple[Figure, list[tuple[str, ...]]]:
     """The forecast of the last ``horizon`` steps from those before, as a picture, and beside classical ones, as a table.
 
     The baselines are fitted on the steps before; all are averaged over up to ten origins, the last of which is drawn.
@@ -98,7 +96,7 @@ def forecast_section(model: LDMFilter, data: Any, values: np.ndarray, horizon: i
     scores: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("this model", *rivals)}
     for origin in origins:
         truth = values[origin : origin + horizon]
-        frame = model.forecast(_rows(data, slice(0, origin)), horizon=horizon, levels=(LEVEL,))
+        frame = model.forecast(_rows(data, slice(0, origin)), horizon=horizon, levels=(LEVEL,), inputs=_until(inputs, origin + horizon))
         mean, spread = _moments(frame, values.shape[1])
         scores["this model"].append(_errors(mean, spread, truth, std))
         for name, rival in rivals.items():
@@ -107,8 +105,8 @@ def forecast_section(model: LDMFilter, data: Any, values: np.ndarray, horizon: i
     table = [(name, *(f"{number:.3f}" for number in np.nanmean(rows, 0)), f"{len(origins)}") for name, rows in scores.items()]
     origin = origins[0]
     shown = slice(max(0, origin - 3 * horizon), origin)
-    result = model.filter(_rows(data, slice(0, origin)))
-    frame = model.forecast(_rows(data, slice(0, origin)), horizon=horizon, levels=(LEVEL,))
+    result = model.filter(_rows(data, slice(0, origin)), inputs=_until(inputs, origin))
+    frame = model.forecast(_rows(data, slice(0, origin)), horizon=horizon, levels=(LEVEL,), inputs=_until(inputs, origin + horizon))
     figure = plot_filter(
         result.isel({str(result["nis"].dims[0]): shown}),
         _rows(data, shown),
@@ -144,6 +142,11 @@ def _rows(data: Any, rows: slice) -> Any:
     if hasattr(data, "isel"):
         return data.isel(time=rows) if "time" in data.dims else data.isel({str(next(iter(data.dims))): rows})
     return data[rows] if np.ndim(data) < 3 else data[:, rows]
+
+
+def _until(inputs: Any, stop: int) -> Any:
+    """The inputs of the steps before ``stop``: a row for each step of the data."""
+    return None if inputs is None else _rows(inputs, slice(0, stop))
 
 
 def _moments(forecast: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
