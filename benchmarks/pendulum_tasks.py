@@ -59,7 +59,7 @@ class Settings:
 SETTINGS: dict[str, Settings] = {
     "pendulum": Settings(),
     "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=40, particles=0),
-    "pendulum-self-supervised": Settings(supervised=False, state_dim=16, latent_dim=8, epochs=40),
+    "pendulum-self-supervised": Settings(supervised=False, state_dim=16, latent_dim=8, epochs=20),
 }
 
 
