@@ -172,7 +172,8 @@ class Estimate(NamedTuple):
 def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
     """All figures of a filter: affine read-out of the position with covariance, fitted on read-out sequences, judged on test sequences.
 
-    Those that end in ``_turned`` are of the covariance that depends on the position (`ldm_filter.metrics.covariance_regression`).
+    Those that end in ``_scaled`` are with the covariance times one factor, measured on held-out read-out sequences. Those in ``_turned`` are of
+    the covariance that depends on the position (`ldm_filter.metrics.covariance_regression`).
     """
     fit = metrics.affine_fit(readout.mean, data.readout.position)
     mean, known = fit.apply(test.mean), fit.apply(readout.mean)
@@ -181,6 +182,8 @@ def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]
     figures = _accuracy(mean, data) | metrics.scores(mean, cov, data.test.position)
     of_turned = metrics.scores(mean, turned, data.test.position)
     figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
+    of_scaled = metrics.scores(mean, _held_out_scale(readout, data) * cov, data.test.position)
+    figures |= {f"{name}_scaled": of_scaled[name] for name in ("nll", "nees", "coverage95")}
     if data.settings.mlp:
         figures["mlp_r2"] = _mlp_r2(readout.mean, test.mean, data)
     if test.nis is not None:
@@ -188,6 +191,14 @@ def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]
     if test.noise_cov is not None:
         figures["noise_corr"] = metrics.noise_corr(test.noise_cov, data.test.noise_var)
     return figures
+
+
+def _held_out_scale(readout: Estimate, data: Bench) -> float:
+    """The factor of post-hoc variance scaling: the read-out fitted on three quarters of its sequences, NEES / d on the last quarter."""
+    cut = 3 * len(readout.mean) // 4
+    fit = metrics.affine_fit(readout.mean[:cut], data.readout.position[:cut])
+    cov = metrics.decoded_covariance(fit.matrix, readout.cov[cut:], fit.residual_cov, reference=readout.cov[:cut])
+    return metrics.variance_scale(fit.apply(readout.mean[cut:]), cov, data.readout.position[cut:])
 
 
 def evaluate_oracle(data: Bench) -> dict[str, float]:

@@ -46,7 +46,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("coverage95_conformal", "in 95 %, conformal", ".3f"),
     ("coverage50_turned", "in 50 %, turned", ".3f"),
     ("coverage95_turned", "in 95 %, turned", ".3f"),
+    ("nees_scaled", "NEES / d, scaled", ".2f"),
+    ("coverage95_scaled", "in 95 %, scaled", ".3f"),
     ("nll", "NLL", ".2f"),
+    ("nll_scaled", "NLL, scaled", ".2f"),
     ("nll_turned", "NLL, turned", ".2f"),
     ("nll_full", "NLL, whole covariance", ".2f"),
     ("crps", "CRPS", ".4f"),
@@ -67,7 +70,7 @@ SUMMARY_COLUMNS = (
     ("nis", "NIS / m", ".2f"),
     ("fit_seconds", "fit, s", ".0f"),
 )
-ABLATION_COLUMNS = ("r2", "mse", "excess", "nis", "coverage95", "coverage95_turned", "nll", "noise_corr", "fit_seconds")
+ABLATION_COLUMNS = ("r2", "mse", "excess", "nis", "coverage95", "coverage95_scaled", "nll", "noise_corr", "fit_seconds")
 PUBLISHED_COLUMNS = ("r2", "mlp_r2", "nis", "coverage95", "affine_r2", "affine_r2_in_range", "db", "db_smoothed", "nll", "mse")
 
 

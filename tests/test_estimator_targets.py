@@ -54,3 +54,26 @@ def test_the_covariance_of_targets_may_turn_with_the_state(fitted: LDMFilter, tm
 def _saved(model: LDMFilter, folder: Path) -> Path:
     model.save(folder / "turned.safetensors")
     return folder / "turned.safetensors"
+
+
+def test_held_out_data_scale_the_covariance_of_targets_until_it_is_honest(fitted: LDMFilter, tmp_path: Path) -> None:
+    model = LDMFilter.load(_saved(fitted, tmp_path))
+    rng = np.random.default_rng(3)
+    data = waves(3000, 31)
+    truth = data @ np.ones((3, 2)) + rng.normal(0, [0.5, 1.0], (3000, 2))
+    truth[1000:] += rng.normal(0, [1.0, 2.0], (2000, 2))  # what comes later is noisier than what the read-out was fitted on
+    later, last = slice(1000, 2000), slice(2000, 3000)
+    model.fit_readout(data[:1000], truth[:1000], kind="linear")
+    plain = model.filter(data[last])
+    assert model.target_scale_ == 1.0
+    before = metrics.nees(plain.target_mean.values, plain.target_cov.values, truth[last], normalised=True).mean()
+    assert before > 2.0
+    model.fit_readout(data[:1000], truth[:1000], kind="linear", validation=(data[later], truth[later]))
+    scaled = model.filter(data[last])
+    np.testing.assert_allclose(scaled.target_mean.values, plain.target_mean.values)
+    np.testing.assert_allclose(scaled.target_cov.values, model.target_scale_ * plain.target_cov.values, rtol=1e-5)
+    assert metrics.nees(scaled.target_mean.values, scaled.target_cov.values, truth[last], normalised=True).mean() == pytest.approx(1.0, abs=0.15)
+    own = model.filter(data[later])
+    assert metrics.variance_scale(own.target_mean.values, own.target_cov.values, truth[later]) == pytest.approx(1.0, abs=0.05)
+    with pytest.raises(ValueError, match=r"validation is a ndarray, expected a pair"):
+        model.fit_readout(data, truth, validation=data)

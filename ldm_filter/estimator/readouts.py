@@ -11,12 +11,12 @@ from torch import Tensor
 from ldm_filter.data.windows import Windows
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.fitting import Plan
-from ldm_filter.metrics import covariance_regression
+from ldm_filter.metrics import covariance_regression, variance_scale
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.types import Gaussian
 
-__all__ = ["Beliefs", "beliefs", "fit_observation_readout", "turn_covariance"]
+__all__ = ["Beliefs", "beliefs", "fit_observation_readout", "rescale", "turn_covariance"]
 
 
 class Beliefs(NamedTuple):
@@ -77,6 +77,18 @@ def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observe
     error = torch.where(observed, targets, 0.0).double().numpy() - mean
     found = covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy())
     readout.turn(*(torch.as_tensor(part) for part in (found.base, found.direction, found.centre, found.scale)))
+
+
+@torch.no_grad()
+def rescale(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> float:
+    """Scale all covariances of a read-out by the one factor that makes NEES / d 1 on held-out data (see `metrics.variance_scale`); returns it."""
+    mean, variance = readout.moments(belief)
+    cov = readout(belief).cov if readout.full else torch.diag_embed(variance)
+    estimate, spread, truth = (part.double().cpu().numpy() for part in (mean, cov.expand(*mean.shape, mean.shape[-1]), targets))
+    factor = variance_scale(estimate, spread, truth, observed.cpu().numpy())
+    readout.trust.mul_(factor)
+    readout.residual.mul_(factor)
+    return factor
 
 
 def _standardised(model: LatentFilter, found: Beliefs) -> Beliefs:

@@ -15,7 +15,7 @@ from ldm_filter.estimator import fitting, settings
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.fitting import Plan
 from ldm_filter.estimator.queries import Queries
-from ldm_filter.estimator.readouts import turn_covariance
+from ldm_filter.estimator.readouts import rescale, turn_covariance
 from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import fit_readout, split_off
@@ -69,7 +69,14 @@ class Supervised(Queries):
     """The methods of :class:`~ldm_filter.LDMFilter` that take targets of a fitted model."""
 
     def fit_readout(
-        self, data: Any, targets: Any, kind: str | None = None, covariance: str = "constant", inputs: Any = None, times: Any = None
+        self,
+        data: Any,
+        targets: Any,
+        kind: str | None = None,
+        covariance: str = "constant",
+        inputs: Any = None,
+        times: Any = None,
+        validation: tuple[Any, Any] | None = None,
     ) -> Self:
         """Fit a supervised read-out of physical quantities; ``filter`` and ``smooth`` then also give ``target_mean`` and ``target_cov``.
 
@@ -80,26 +87,35 @@ class Supervised(Queries):
             covariance: of what the read-out cannot explain. ``"constant"``: one for all steps, beside the filter's own.
                 ``"state-dependent"``: it turns and stretches with the estimate, for targets that move on a curve (along which their errors
                 lie, so that one ellipse for all steps holds no level rightly); see `ldm_filter.metrics.covariance_regression`.
+            validation: (data, targets) that no fit has seen: all covariances are then scaled by one factor so that NEES / d is 1 there
+                (`ldm_filter.metrics.variance_scale`); for a model without inputs.
 
         Returns:
-            self.
+            self. ``target_scale_`` is the factor, 1 without validation.
 
         Raises:
-            ValueError: lengths of data and targets differ, or an unknown kind or covariance.
+            ValueError: lengths of data and targets differ, an unknown kind or covariance, or a validation that is no such pair.
         """
         settings.check_choice("covariance", covariance, settings.READOUT_COVARIANCES)
-        run = self._run(data, inputs, times)
-        wanted, names = parse_targets(targets, run.sequences)
-        belief = Gaussian(*(part.cpu() for part in self._model().with_inputs(run.result.filtered, run.sequences.context)))
-        observed = ~torch.isnan(wanted)
-        values = torch.where(observed, wanted, torch.zeros_like(wanted))
+        if validation is not None and (not isinstance(validation, tuple) or len(validation) != 2):
+            raise ValueError(f"validation is a {type(validation).__name__}, expected a pair (data, targets)")
+        belief, values, observed, names = self._regression(data, targets, inputs, times)
         fitted = fit_readout(belief, values, observed, kind or self.readout)
         if covariance == "state-dependent":
             known = (belief, values, observed)
             turn_covariance(fitted, *(known if fitted.kind == "linear" else split_off(*known)[1]))
+        self.target_scale_ = 1.0 if validation is None else rescale(fitted, *self._regression(*validation, None, None)[:3])
         self.target_readout_ = fitted.to(self._model().encoder.center.device)
         self.target_names_ = names
         return self
+
+    def _regression(self, data: Any, targets: Any, inputs: Any, times: Any) -> tuple[Gaussian, Tensor, Tensor, list[str]]:
+        """Filtered states, targets with 0 where unknown, which are known, and their names."""
+        run = self._run(data, inputs, times)
+        wanted, names = parse_targets(targets, run.sequences)
+        belief = Gaussian(*(part.cpu() for part in self._model().with_inputs(run.result.filtered, run.sequences.context)))
+        observed = ~torch.isnan(wanted)
+        return belief, torch.where(observed, wanted, torch.zeros_like(wanted)), observed, names
 
 
 def parse_targets(targets: Any, sequences: Sequences, name: str = "targets") -> tuple[Tensor, list[str]]:

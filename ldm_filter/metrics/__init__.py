@@ -23,7 +23,7 @@ from ldm_filter.metrics.calibration import (
     scores,
 )
 from ldm_filter.metrics.conformal import conformal_widths
-from ldm_filter.metrics.decoding import CovarianceRegression, covariance_regression, decoded_covariance
+from ldm_filter.metrics.decoding import CovarianceRegression, covariance_regression, decoded_covariance, variance_scale
 from ldm_filter.metrics.identifiability import (
     AffineR2,
     Injectivity,
@@ -75,5 +75,6 @@ __all__ = [
     "r2",
     "rmse",
     "scores",
+    "variance_scale",
     "whiteness",
 ]

@@ -9,7 +9,7 @@ from scipy import linalg
 
 from ldm_filter.metrics.arrays import Array, as_array, as_covariance, as_mask, check_finite, match, whiten
 
-__all__ = ["CovarianceRegression", "covariance_regression", "decoded_covariance"]
+__all__ = ["CovarianceRegression", "covariance_regression", "decoded_covariance", "variance_scale"]
 
 STARTS, TRIAL_ITERATIONS = 4, 15
 # Of the errors' mean variance; stays in every direction, so that none is ever claimed to be known exactly.
@@ -60,6 +60,29 @@ def decoded_covariance(matrix: Any, cov: Any, residual_cov: Any, reference: Any 
         ) from None
     alpha = min(1.0, 1.0 / largest) if largest > 0 else 1.0
     return w @ (alpha * p) @ w.T + (residual - alpha * mean)
+
+
+def variance_scale(mean: Any, cov: Any, truth: Any, mask: Any = None) -> float:
+    """The one factor c of greatest Gaussian likelihood for all covariances, c = sum_t e' P^-1 e / (number of entries): NEES / d of held-out data.
+
+    Post-hoc: measured on data that neither the filter nor the read-out was fitted on, then applied to new data. Above 1, the covariances claimed
+    too much. Source: Kuleshov, Fenner & Ermon 2018 call the idea recalibration; one factor keeps the shape of every ellipse.
+
+    Args:
+        mean, cov, truth: ``(..., d)``, ``(..., d, d)``, ``(..., d)``. mask: what counts, ``(...)`` or ``(..., d)``.
+
+    Raises:
+        ValueError: as `ldm_filter.metrics.gaussian_log_likelihood`, and where nothing counts.
+
+    >>> variance_scale([[0.0], [0.0]], [[1.0]], [[2.0], [2.0]])
+    4.0
+    """
+    x, y, counts = match(mean, truth, mask, ("mean", "truth"))
+    white, _ = whiten(y - x, as_covariance(cov, counts))
+    number = int(counts.sum())
+    if not number:
+        raise ValueError("mask leaves no entry that counts; give held-out data with targets")
+    return float(np.square(white).sum() / number)
 
 
 class CovarianceRegression(NamedTuple):

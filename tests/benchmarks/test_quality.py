@@ -43,7 +43,7 @@ def test_a_smoke_run_writes_whole_lines_and_is_not_repeated(tmp_path: Path) -> N
     assert all(tuple(entry) == records.FIELDS for entry in rows)
     learned, classical, unfiltered, oracle = (entry["metrics"] for entry in rows)
     names = "r2 r2_x r2_y mse excess nis nees coverage50 coverage80 coverage95 nll crps fit_seconds fit_cpu_seconds"
-    turned = "nll_turned nees_turned coverage50_turned coverage80_turned coverage95_turned"
+    turned = "nll_turned nees_turned coverage50_turned coverage80_turned coverage95_turned nll_scaled nees_scaled coverage95_scaled"
     assert set(learned) == set(names.split() + turned.split())
     assert oracle["r2"] > max(learned["r2"], classical["r2"]) and min(learned["r2"], classical["r2"]) > unfiltered["r2"]
     assert oracle["excess"] == 0.0 and learned["excess"] == pytest.approx(learned["mse"] / oracle["mse"] - 1)
@@ -110,6 +110,7 @@ def test_evaluate_of_a_known_filter_gives_its_known_figures() -> None:
     assert figures["coverage95"] == pytest.approx(0.95, abs=0.02) and figures["coverage50"] == pytest.approx(0.5, abs=0.04)
     assert figures["nees"] == pytest.approx(1.0, abs=0.1)
     assert figures["coverage95_turned"] == pytest.approx(0.95, abs=0.02)  # nothing here turns with the position
+    assert figures["coverage95_scaled"] == pytest.approx(0.95, abs=0.02)  # nothing here needs scaling
     assert figures["nll_turned"] == pytest.approx(figures["nll"], abs=0.05)
     assert figures["noise_corr"] == pytest.approx(1.0) and figures["nis"] == 1.25
     assert figures["excess"] == pytest.approx(figures["mse"] / evaluate_oracle(data)["mse"] - 1)
