@@ -122,6 +122,7 @@ class LDMFilter(Supervised, Classical):
         validation_targets: Any = None,
         supervision: float | None = None,
         warm_up: int = 0,
+        checkpoint: str | Path | None = None,
     ) -> LDMFilter:
         """Train on series, without labels or with some.
 
@@ -134,6 +135,8 @@ class LDMFilter(Supervised, Classical):
             times: of an array or tensor, its stamps ``(time,)`` in seconds or dates, or one such per series.
             epochs: default 20, more for small data (so that there are 600 updates). batch_size: windows; default up to 32.
             progress: show a bar. log_path: a JSONL file, one line per epoch.
+            checkpoint: a file that holds the state of training after every epoch. The same call with the same data goes on from it after an
+                interruption, with the same result bit for bit; delete it to start anew.
             compare: names of other estimators; the cosine between their gradients of the encoder and the objective's is logged after every epoch
                 (``cosine_knn`` and so on; `ldm_filter.plots.plot_training` draws them).
             targets: physical quantities that the state shall say, a container with a row per step, NaN where unknown: a read-out of the filtered
@@ -162,7 +165,7 @@ class LDMFilter(Supervised, Classical):
             held = {"validation": validation, "validation_inputs": validation_inputs}
             self.sizes_ = compare_sizes(self, data, inputs=inputs, times=times, epochs=epochs, batch_size=batch_size, **held)
             self.state_dim = smallest_good(self.sizes_)
-        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path, compare, given)
+        self._train(data, inputs, validation, validation_inputs, times, epochs, batch_size, progress, log_path, compare, given, checkpoint)
         return self
 
     def _train(
@@ -178,6 +181,7 @@ class LDMFilter(Supervised, Classical):
         log_path: str | Path | None,
         compare: Collection[str] = (),
         targets: Targets = NO_TARGETS,
+        checkpoint: str | Path | None = None,
     ) -> fitting.Plan:
         """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
         sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
@@ -206,7 +210,7 @@ class LDMFilter(Supervised, Classical):
         objective = settings.composition(self.get_params(), square).objective
         options = self._options(plan, sequences, progress, log_path, weight)
         compared = settings.comparisons(self.get_params(), square, compare)
-        self.history_ = fitting.run_training(model, objective, plan, replace(options, compare=compared))
+        self.history_ = fitting.run_training(model, objective, plan, replace(options, compare=compared, checkpoint_path=checkpoint))
         if model.predictor is not None:
             fitting.fit_dynamics(model, plan, options, self.history_)
         fitting.finish(model.eval(), plan)

@@ -21,6 +21,7 @@ from ldm_filter.models.networks import Mixing
 from ldm_filter.models.recurrent_dynamics import RecurrentDynamics
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.training.options import CollapseError, History, TrainingOptions
+from ldm_filter.training.resume import Resume
 from ldm_filter.training.stepper import Stepper
 from ldm_filter.types import Sequences
 
@@ -70,11 +71,16 @@ def train(
     schedule = OneCycleLR(optimiser, rates, total_steps=options.epochs * steps_per_epoch + 1, pct_start=0.3)
     stepper = Stepper(fabric, model, objective, optimiser, schedule, options.clip, options.supervision if model.head is not None else 0.0)
     generator = torch.Generator().manual_seed(options.seed)
-    history, best, recoveries = History(), _Best(model), 0
+    history, best = History(), _Best(model)
+    resume = Resume(options, {"model": model, "best": best, "optimiser": optimiser, "schedule": schedule}, generator, history)
     bar = tqdm(range(options.epochs), desc="fit", unit="epoch", disable=not (options.progress and fabric.is_global_zero))
     with _random_numbers(options.seed, fabric.device), bar:
         validation = _usable(validation, stepper, generator, history)
+        told_before = resume.load()
+        recoveries, stepper.taken = told_before.get("recoveries", 0), told_before.get("taken", 0)
         for epoch in bar:
+            if epoch < len(history.epochs) or told_before.get("ended", False):
+                continue
             started, told = time.perf_counter(), len(history.events)
             row = stepper.epoch(_masked(batches(generator), options.mask_rate, generator))
             row |= stepper.evaluate(None if validation is None else validation(generator)) | stepper.cosines(options.compare)
@@ -95,6 +101,7 @@ def train(
                 history.events.append(f"epoch {epoch}: stopped early, no better loss for {idle} epochs")
             _log(fabric, options, row, history.events[told:])
             bar.set_postfix(loss=f"{loss:.3f}")
+            resume.save(recoveries=recoveries, taken=stepper.taken, ended=options.patience is not None and idle >= options.patience)
             if recoveries > MOST_RECOVERIES:
                 raise CollapseError(f"training collapsed {recoveries} times, last: {trouble}. Lower learning_rate or try another objective.", history)
             if options.patience is not None and idle >= options.patience:
@@ -121,6 +128,12 @@ class _Best:
 
     def restore(self) -> None:
         self.model.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss, self.epoch, self.weights = state["loss"], state["epoch"], state["weights"]
 
 
 def _trouble(row: dict[str, float], latents: int) -> str | None:

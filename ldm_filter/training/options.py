@@ -48,6 +48,7 @@ class TrainingOptions:
             leaves a float64 model in float64). With several devices every process takes its share of each batch.
         mask_rate: share of entries hidden at random from every batch, so that the encoder learns to do without them.
         log_path: a JSONL file to which a line per epoch is appended.
+        checkpoint_path: a file that holds the state of training after every epoch; where it is there, training goes on from it.
         progress: show a bar.
         compare: objectives by name; after every epoch the cosine between the encoder's gradient of each and that of the objective in use is
             logged as ``cosine_<name>``.
@@ -69,6 +70,7 @@ class TrainingOptions:
     precision: Any = "32-true"
     mask_rate: float = 0.0
     log_path: str | Path | None = None
+    checkpoint_path: str | Path | None = None
     progress: bool = True
     compare: Mapping[str, Objective] = field(default_factory=dict)
     supervision: float = 0.0
