@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.ablations import ABLATIONS, Variant
 from benchmarks.dot_tasks import Bench, Estimate, bench, evaluate
-from benchmarks.records import Clock, Outcome
+from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter
 
 __all__ = ["CONDITIONS", "default_methods", "run"]
@@ -50,7 +50,8 @@ def _fit(variant: Variant, data: Bench) -> LDMFilter:
         **{"readout": "linear", "seed": data.seed, **variant.changes},
     }
     model = LDMFilter(**arguments)
-    return model.fit(data.train, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.1, progress=False)
+    going_on = checkpoint()
+    return model.fit(data.train, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.1, progress=False, checkpoint=going_on)
 
 
 def _estimate(model: LDMFilter, variant: Variant, frames: NDArray) -> Estimate:

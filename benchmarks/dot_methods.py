@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.dot_tasks import SETTINGS, Bench, Estimate, Settings, bench, evaluate, evaluate_oracle
-from benchmarks.records import Clock, Outcome
+from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
 from ldm_filter.core.kalman import filter_sequence
@@ -86,7 +86,8 @@ def _fit_ldm(objective: str, settings: Settings, data: Bench) -> Fitted:
         seed=data.seed,
         device=settings.device,
     )
-    model.fit(data.train, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.1, progress=False)
+    going_on = checkpoint() if settings == data.settings else None  # not for the shorter fit within a limit
+    model.fit(data.train, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.1, progress=False, checkpoint=going_on)
 
     def estimate(frames: NDArray) -> Estimate:
         result = model.filter(frames)

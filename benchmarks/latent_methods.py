@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.latent_judge import Encoding, evaluate, truth_figures
 from benchmarks.latent_tasks import SETTINGS, VARIANTS, Bench, Settings, bench
-from benchmarks.records import Clock, Outcome
+from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter
 from ldm_filter.baselines import PCAKalman
 
@@ -132,7 +132,7 @@ def _fit_ldm(method: str, data: Bench) -> Fitted:
     epochs = settings.epochs if trained else 1
     if method in ("ldm-knn", "ldm-kde"):
         epochs = settings.quadratic_epochs or epochs
-    model.fit(data.train, epochs=epochs, batch_size=settings.batch_size, validation=0.1, progress=False)
+    model.fit(data.train, epochs=epochs, batch_size=settings.batch_size, validation=0.1, progress=False, checkpoint=checkpoint())
     ssm = model.model_.dynamics() if settings.judged == "filtered" and settings.dynamics == "linear" else None
     transition = None if ssm is None else ssm.transition_matrix.detach().double().numpy(force=True)
     offset = None if ssm is None else ssm.transition_offset.detach().double().numpy(force=True)

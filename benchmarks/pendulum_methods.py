@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.pendulum_networks import Encoder, answer, fit_rival
 from benchmarks.pendulum_oracle import particle_moments
 from benchmarks.pendulum_tasks import SETTINGS, Bench, bench, judge, unfolded
-from benchmarks.records import Clock, Outcome
+from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
 from ldm_filter.core.kalman import filter_sequence
@@ -93,7 +93,7 @@ def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
         device=settings.device,
     )
     training: dict[str, Any] = {"targets": targets, "warm_up": settings.warm_up, "supervision": 1.0} if supervised else {}
-    model.fit(images, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.05, progress=False, **training)
+    model.fit(images, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.05, progress=False, checkpoint=checkpoint(), **training)
     spent = clock.read()
     extra = spent if supervised else spent | _affine(model, data)
     if not supervised:

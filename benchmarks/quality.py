@@ -4,8 +4,8 @@
     python -m benchmarks.quality --task all --budget smoke
 
 A run that is there already, made by the same code (see ``benchmarks.fingerprint``), is skipped: after an interruption the same command goes on
-where it stopped. Several runners may work on one folder at a time, best on different tasks. A run that fails is reported, the others go on, and
-the exit status is 1.
+where it stopped, a ``full`` training in the epoch where it stopped. Several runners may work on one folder at a time, best on different tasks. A
+run that fails is reported, the others go on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _runs(tasks: Sequence[str], seeds: int, conditions: Sequence[str] | None) ->
 
 def _run(task: str, condition: str, method: str, budget: str, seed: int, commit: str) -> records.Row:
     family, started = family_of(task, condition), time.process_time()
-    outcome = family.run(task, condition, method, budget, seed)
+    with records.checkpointed(_checkpoint(task, condition, method, seed, family.code()) if budget == "full" else None):
+        outcome = family.run(task, condition, method, budget, seed)
     return {
         "task": task,
         "condition": condition,
@@ -120,6 +121,11 @@ def _run(task: str, condition: str, method: str, budget: str, seed: int, commit:
         "code": family.code(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _checkpoint(*parts: object) -> Path:
+    """Of a long training: by run and code, so that other code starts anew."""
+    return records.SMOKE_RESULTS / "checkpoints" / f"{'-'.join(str(part) for part in parts if part != '')}.pt"
 
 
 def _device(budget: str) -> str:

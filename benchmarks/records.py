@@ -12,7 +12,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ __all__ = [
     "Outcome",
     "Row",
     "append",
+    "checkpoint",
+    "checkpointed",
     "code_version",
     "key",
     "machine",
@@ -71,6 +75,28 @@ class Clock:
         found = {"fit_seconds": wall - self._wall, "fit_cpu_seconds": cpu - self._cpu}
         self._wall, self._cpu = wall, cpu
         return found
+
+
+_CHECKPOINT: ContextVar[Path | None] = ContextVar("_CHECKPOINT", default=None)
+
+
+def checkpoint() -> Path | None:
+    """Where the run in progress keeps the state of its training, for ``LDMFilter.fit(checkpoint=...)``; None where it is short."""
+    return _CHECKPOINT.get()
+
+
+@contextmanager
+def checkpointed(path: Path | None) -> Iterator[None]:
+    """Let `checkpoint` be ``path`` within; the file goes when all went well, and stays for the next try when not."""
+    token = _CHECKPOINT.set(path)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        _CHECKPOINT.reset(token)
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def key(row: Row) -> tuple[Any, ...]:

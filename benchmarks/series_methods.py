@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.records import Clock, Outcome
+from benchmarks.records import Clock, Outcome, checkpoint
 from benchmarks.series_tasks import TASKS, Bench, Task, judge
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import HoldLast, LinearInterpolation, SeasonalNaive, VARKalman
@@ -87,7 +87,7 @@ def _few(bench: Bench) -> Bench:
 def _learned(task: str, bench: Bench, budget: str, seed: int, method: str) -> Answer:
     clock, adapt = Clock(), ADAPT[task] if method == "ldm-adapted" else None
     model = LDMFilter(seed=seed, **MODELS[task])
-    model.fit(bench.train, inputs=bench.train_inputs, epochs=EPOCHS[budget][task], progress=False)
+    model.fit(bench.train, inputs=bench.train_inputs, epochs=EPOCHS[budget][task], progress=False, checkpoint=checkpoint())
     extra, steps, horizon = clock.read(), len(model.history_.epochs), TASKS[task].horizon
     if not horizon:
         filled = [(model if adapt is None else model.adapt(context, **adapt)).smooth(context) for context in bench.contexts]

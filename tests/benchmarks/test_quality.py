@@ -61,6 +61,27 @@ def test_a_method_that_fails_costs_no_other_and_is_reported(tmp_path: Path, caps
     assert "method is 'guess', expected oracle" in capsys.readouterr().err
 
 
+def test_a_full_run_that_broke_off_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "SMOKE_RESULTS", tmp_path)
+    seen = []
+
+    def run(*arguments: object) -> records.Outcome:
+        path = records.checkpoint()
+        assert path is not None and path.parent.is_dir()
+        seen.append(path.exists())
+        path.write_text("state")
+        if len(seen) == 1:
+            raise RuntimeError("power failure")
+        return records.Outcome({"r2": 0.5}, "none", 1.0, 0)
+
+    monkeypatch.setattr(quality, "family_of", lambda *_: families.Family({TASK: ("",)}, lambda *_: ("m",), run, {}))
+    monkeypatch.setattr(families.Family, "code", lambda _: "c0de")
+    assert quality.run_all([TASK], ["m"], "full", 1, tmp_path / "results") == 1
+    assert quality.run_all([TASK], ["m"], "full", 1, tmp_path / "results") == 0
+    assert seen == [False, True] and not list((tmp_path / "checkpoints").iterdir())
+    assert records.checkpoint() is None
+
+
 def test_the_command_line_knows_its_tasks_and_budgets(tmp_path: Path) -> None:
     for arguments in (["--task", "figure9"], ["--task", TASK, "--budget", "huge"], []):
         with pytest.raises(SystemExit, match="2"):
