@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.dot_tasks import SETTINGS, Bench, Estimate, Settings, bench, evaluate, evaluate_oracle
+from benchmarks.dot_tasks import SETTINGS, VARIANTS, Bench, Estimate, Settings, bench, evaluate, evaluate_oracle
 from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
@@ -33,7 +33,8 @@ class Fitted(NamedTuple):
 def default_methods(task: str, condition: str = "") -> tuple[str, ...]:
     """The learned filter with the objective that ``LDMFilter`` takes by default there, and everything it must stand beside."""
     ours = "ldm-conditional-log-det" if SETTINGS[task].noise == "input" else "ldm-log-det"
-    return (ours, *BASELINES, "oracle")
+    variants = {"jump": ("adaptive", "constant"), "state-noise": ("state",)}.get(task, ())
+    return (ours, *(f"{ours}+{variant}" for variant in variants), *BASELINES, "oracle")
 
 
 def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outcome:
@@ -41,7 +42,8 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
 
     Args:
         task: a key of ``SETTINGS``. condition: ``""``.
-        method: ``oracle``, one of ``BASELINES``, or ``ldm-<objective>`` with an objective of LDMFilter.
+        method: ``oracle``, one of ``BASELINES``, or ``ldm-<objective>`` with an objective of LDMFilter, or ``ldm-<objective>+<variant>`` with one
+            of ``VARIANTS``.
         budget: ``smoke | cpu | full``.
         seed: of the data and of the method.
 
@@ -73,11 +75,16 @@ def _fit(method: str, settings: Settings, data: Bench) -> Fitted:
     raise ValueError(f"method is {method!r}, expected oracle, {', '.join(BASELINES)} or ldm-<objective>")
 
 
-def _fit_ldm(objective: str, settings: Settings, data: Bench) -> Fitted:
+def _fit_ldm(name: str, settings: Settings, data: Bench) -> Fitted:
+    objective, _, variant = name.partition("+")
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"method is 'ldm-{name}', expected one of {', '.join(VARIANTS)} after the plus")
+    settings = replace(settings, **VARIANTS.get(variant, {}))  # type: ignore[arg-type]
     model = LDMFilter(
         settings.state_dim,
         settings.latent_dim,
         encoder=settings.encoder,
+        dynamics=settings.dynamics,
         noise=settings.noise,
         objective=objective,
         readout="linear",  # to the pixels, which nothing here judges
@@ -92,7 +99,8 @@ def _fit_ldm(objective: str, settings: Settings, data: Bench) -> Fitted:
     def estimate(frames: NDArray) -> Estimate:
         result = model.filter(frames)
         noise_cov = result.latent_cov.values if settings.noise == "input" else None
-        return Estimate(result.filtered_mean.values, result.filtered_cov.values, float(result.nis.mean()), noise_cov)
+        predicted = result.predicted_cov.values if settings.noise in ("adaptive", "jump") else None
+        return Estimate(result.filtered_mean.values, result.filtered_cov.values, float(result.nis.mean()), noise_cov, predicted)
 
     kept = len(data.train) - round(0.1 * len(data.train))
     return Fitted(estimate, len(model.history_.epochs) * -(-kept // settings.batch_size))

@@ -16,13 +16,28 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
+from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPRegressor
 
 from benchmarks.oracles import bayes_filter
 from datasets.dots import Dots, generate, split_seed
 from ldm_filter import metrics
 
-__all__ = ["BUDGETS", "PUBLISHED", "SETTINGS", "Bench", "Estimate", "Published", "Settings", "bench", "evaluate", "evaluate_oracle", "settings_of"]
+__all__ = [
+    "BUDGETS",
+    "PUBLISHED",
+    "SETTINGS",
+    "VARIANTS",
+    "Bench",
+    "Estimate",
+    "Published",
+    "Settings",
+    "bench",
+    "evaluate",
+    "evaluate_oracle",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Settings:
     """One task: model, training and data. The defaults are those of the ``cpu`` budget.
 
     Attributes:
-        state_dim, latent_dim, noise, encoder: of LDMFilter.
+        state_dim, latent_dim, noise, dynamics, encoder: of LDMFilter.
         epochs, batch_size, learning_rate, dynamics_rate: of its training.
         series: training sequences. steps: frames in each sequence.
         readout, test: sequences of the read-out's fit and of the test.
@@ -43,6 +58,7 @@ class Settings:
     state_dim: int
     latent_dim: int
     noise: str = "constant"
+    dynamics: str = "linear"
     encoder: str = "auto"
     epochs: int = 10
     batch_size: int = 32
@@ -61,11 +77,21 @@ class Settings:
 SETTINGS: dict[str, Settings] = {
     "figure8": Settings(10, 5, timed=True),
     "square": Settings(10, 10, baseline=(12, 12)),
-    "circular-input-noise": Settings(4, 2, noise="input", epochs=8, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
+    # More latents than coordinates: the encoder then gives harmonics of the angle, in which a linear-Gaussian state can hold a circle.
+    "circular-input-noise": Settings(6, 6, noise="input", epochs=8, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
     "circular-constant-noise": Settings(4, 2, baseline=(4, 4)),
+    "jump": Settings(2, 2, noise="jump", epochs=8, dynamics_rate=5.0, baseline=(4, 4), mlp=True),
+    "state-noise": Settings(4, 4, epochs=16, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
     "figure8-small": Settings(10, 5, encoder="mlp", baseline=(16, 16)),
 }
 
+# What ``ldm-<objective>+<variant>`` changes.
+VARIANTS: dict[str, dict[str, str]] = {
+    "constant": {"noise": "constant"},
+    "adaptive": {"noise": "adaptive"},
+    "state": {"noise": "state"},
+    "ekf": {"dynamics": "ekf"},
+}
 BUDGETS = ("smoke", "cpu", "full")
 
 
@@ -120,6 +146,10 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published("paper", ".959"),
         Published("paper's code re-run", ".943-.950", coverage95=".70-.80", nis=".98-1.02"),
     ),
+    "jump": (
+        Published("paper's code re-run, as published", ".940-.945", coverage95=".41-.71", nis=".97"),
+        Published("paper's code re-run, Q from past errors only", ".957-.959", coverage95=".97-.98", nis=".96-1.03"),
+    ),
 }
 
 
@@ -161,12 +191,14 @@ class Estimate(NamedTuple):
         mean: ``(series, steps, n)`` of the state. cov: ``(series, steps, n, n)``.
         nis: mean NIS / m, None for what predicts nothing.
         noise_cov: R, ``(series, steps, m, m)``, None where it does not vary.
+        predicted_cov: ``(series, steps, n, n)`` before each frame, None where it does not vary.
     """
 
     mean: NDArray
     cov: NDArray
     nis: float | None = None
     noise_cov: NDArray | None = None
+    predicted_cov: NDArray | None = None
 
 
 def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
@@ -184,8 +216,9 @@ def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]
     figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
     of_scaled = metrics.scores(mean, _held_out_scale(readout, data) * cov, data.test.position)
     figures |= {f"{name}_scaled": of_scaled[name] for name in ("nll", "nees", "coverage95")}
+    figures |= _noise_levels(mean, turned, data) | _jumps(test, data)
     if data.settings.mlp:
-        figures["mlp_r2"] = _mlp_r2(readout.mean, test.mean, data)
+        figures |= _mlp(readout.mean, test.mean, data)
     if test.nis is not None:
         figures["nis"] = test.nis
     if test.noise_cov is not None:
@@ -214,11 +247,40 @@ def _accuracy(mean: NDArray, data: Bench) -> dict[str, float]:
     return {"r2": float(metrics.r2(mean, truth)), "r2_x": float(r2_x), "r2_y": float(r2_y), "mse": error, "excess": excess}
 
 
-def _mlp_r2(readout: NDArray, test: NDArray, data: Bench) -> float:
+def _noise_levels(mean: NDArray, cov: NDArray, data: Bench) -> dict[str, float]:
+    """Coverage of the 95 % ellipse apart for the clean and the noisy third of the frames, where frames differ in noise."""
+    level = data.test.noise_var
+    low, high = np.quantile(level, (1 / 3, 2 / 3))
+    if low == high:
+        return {}
+    inside = metrics.nees(mean, cov, data.test.position) <= chi2.ppf(0.95, 2)
+    return {"coverage95_clean": float(inside[level <= low].mean()), "coverage95_noisy": float(inside[level >= high].mean())}
+
+
+def _jumps(test: Estimate, data: Bench) -> dict[str, float]:
+    """``auc``: how well log det of the predicted covariance tells the step after a jump from all others (0.5: not at all, 1: always).
+
+    ``settled``: the median number of steps after a jump until it is as low as at 95 % of the steps with no jump in the 20 before them.
+    """
+    jumped = data.test.jumped
+    if test.predicted_cov is None or not jumped.any():
+        return {}
+    size = np.linalg.slogdet(test.predicted_cov)[1]
+    auc = float(roc_auc_score(jumped[:, :-1].ravel(), size[:, 1:].ravel()))
+    recent = np.stack([np.pad(jumped, ((0, 0), (lag, 0)))[:, : jumped.shape[1]] for lag in range(21)]).any(0)
+    recent = recent | (np.arange(jumped.shape[1]) < 20)  # at first the filter is still finding in
+    calm = np.quantile(size[~recent], 0.95)
+    after = [size[series, step + 1 :] <= calm for series, step in zip(*np.nonzero(jumped), strict=True)]
+    waits = [np.argmax(low) for low in after if low.any()]
+    return {"auc": auc, "settled": float(np.median(waits))}
+
+
+def _mlp(readout: NDArray, test: NDArray, data: Bench) -> dict[str, float]:
     """R2 with a small network in place of the affine map, from the same sequences; a tenth of its data stops the training."""
     x, y = (part.reshape(-1, part.shape[-1]).astype(float) for part in (readout, data.readout.position))
     centre, spread = x.mean(0), x.std(0)
     network = MLPRegressor(hidden_layer_sizes=(64, 64), learning_rate_init=3e-3, early_stopping=True, max_iter=1000, random_state=data.seed)
     network.fit((x - centre) / spread, y)
-    mean = network.predict((test.reshape(-1, test.shape[-1]) - centre) / spread)
-    return float(metrics.r2(mean.reshape(data.test.position.shape), data.test.position))
+    mean = network.predict((test.reshape(-1, test.shape[-1]) - centre) / spread).reshape(data.test.position.shape)
+    excess = metrics.mse(mean, data.test.position) / metrics.mse(data.oracle.mean, data.test.position) - 1
+    return {"mlp_r2": float(metrics.r2(mean, data.test.position)), "mlp_excess": excess}

@@ -132,6 +132,8 @@ def _fit_ldm(method: str, data: Bench) -> Fitted:
     epochs = settings.epochs if trained else 1
     if method in ("ldm-knn", "ldm-kde"):
         epochs = settings.quadratic_epochs or epochs
+    elif method in ("ldm-annealed-knn", "ldm-annealed-kde"):
+        epochs = settings.annealed_epochs or epochs
     model.fit(data.train, epochs=epochs, batch_size=settings.batch_size, validation=0.1, progress=False, checkpoint=checkpoint())
     ssm = model.model_.dynamics() if settings.judged == "filtered" and settings.dynamics == "linear" else None
     transition = None if ssm is None else ssm.transition_matrix.detach().double().numpy(force=True)

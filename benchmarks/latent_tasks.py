@@ -27,6 +27,7 @@ class Settings:
         judged: what is judged: ``"latent"``, the encoder's output, or ``"filtered"``, the state.
         components, hidden: the encoder: so many whitened principal components of the observation, and the widths of its network.
         epochs, batch_size, window, learning_rate, dynamics_rate: of its training. quadratic_epochs: of estimators that compare all pairs of samples.
+            annealed_epochs: of those that begin with log-det.
         objectives: of the learned filters in the table, the first one the task's best.
         series, steps: of the training data. readout, test: series of the read-out's fit and of the test.
         baseline: states and principal components of the classical filter.
@@ -45,6 +46,7 @@ class Settings:
     hidden: tuple[int, ...] = (128, 128)
     epochs: int = 10
     quadratic_epochs: int | None = None
+    annealed_epochs: int | None = None
     batch_size: int = 32
     window: int | None = None
     learning_rate: float = 3e-3
@@ -74,8 +76,9 @@ WOBBLY = Settings(
     batch_size=2048,
     epochs=100,
     quadratic_epochs=20,
+    annealed_epochs=40,
     dynamics_rate=3.0,
-    objectives=("knn", "log-det"),
+    objectives=("annealed-knn", "knn", "log-det"),
 )
 # The regression of the batch as predictor: the log-determinant then looks for the latents that predict each other best.
 SOURCES = Settings(
@@ -84,7 +87,7 @@ SOURCES = Settings(
 SETTINGS: dict[str, Settings] = {
     "linear-latent": Settings(4, 4, judged="filtered", particles=10_000, test=32),
     "place-cells": replace(PLACE_CELLS, baseline=(16, 8), supervised=True, mlp=True, particles=2000),
-    "wobbly": replace(WOBBLY, components=60, objectives=("knn", "log-det", "kde")),
+    "wobbly": replace(WOBBLY, components=60, objectives=("annealed-knn", "knn", "log-det", "kde")),
     "wobbly-paper": WOBBLY,
     **{f"sources-{n}": replace(SOURCES, state_dim=n, latent_dim=n, components=n, baseline=(n, n)) for n in (2, 4, 6, 8, 10)},
 }
@@ -112,6 +115,7 @@ def settings_of(task: str, budget: str, condition: str = "") -> Settings:
             steps=min(40, chosen.steps),
             epochs=1,
             quadratic_epochs=1,
+            annealed_epochs=1,
             batch_size=min(64, chosen.batch_size),
             particles=min(200, chosen.particles),
         )

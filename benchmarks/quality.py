@@ -28,7 +28,10 @@ from benchmarks.families import GROUPS, TASKS, conditions_of, family_of
 
 __all__ = ["main", "run_all"]
 
-SHOWN = ("r2", "affine_r2", "affine_r2_in_range", "eig_error", "excess", "rmse", "crps", "mlp_r2", "nis", "coverage80", "coverage95", "noise_corr")
+SHOWN = (
+    *("r2", "affine_r2", "affine_r2_in_range", "eig_error", "excess", "rmse", "crps", "mlp_r2", "mlp_excess", "auc"),
+    *("nis", "coverage80", "coverage95", "noise_corr"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

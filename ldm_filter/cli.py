@@ -34,7 +34,7 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
     ("encoder", str, "auto", "auto, mlp, conv (for frames) or linear"),
     ("dynamics", str, "linear", "linear, continuous (irregular times), locally-linear, ekf, ukf, polynomial; recurrent: one-step predictions alone"),
-    ("noise", str, "constant", "constant, input (R of the observation), state (R of the state), adaptive (Q grows after surprises)"),
+    ("noise", str, "constant", "constant, input (R of the observation), state (R of the state), adaptive (Q grows after surprises), jump"),
     (
         "objective",
         str,

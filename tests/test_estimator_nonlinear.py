@@ -18,6 +18,7 @@ CHOICES = [
     ("ekf", "input"),
     ("ukf", "constant"),
     ("linear", "adaptive"),
+    ("linear", "jump"),
     ("continuous", "state"),
     ("ekf", "adaptive"),
     ("locally-linear", "state"),
@@ -53,6 +54,11 @@ def test_filter_and_smooth(model: LDMFilter) -> None:
 def test_training_improved_on_its_start(model: LDMFilter) -> None:
     assert model.history_.best_epoch >= 0
     assert np.isfinite(model.score(frame(100, seed=4)))
+
+
+def test_noise_of_the_state_is_learned_with_the_encoder_fixed() -> None:
+    assert any("the encoder fixed" in event for event in fitted("locally-linear", "state").history_.events)
+    assert not fitted("ekf", "adaptive").history_.events
 
 
 def test_forecast(model: LDMFilter) -> None:

@@ -42,7 +42,8 @@ class RandomWalk(Dynamics):
     ) -> tuple[Gaussian, Tensor]:
         seen = torch.ones_like(predicted.mean[:, 0]).bool() if observed is None else observed
         mean = torch.where(seen[:, None], 0.5 * (predicted.mean + measurement.mean), predicted.mean)
-        return Gaussian(mean, torch.where(seen[:, None, None], 0.5 * predicted.cov, predicted.cov)), torch.zeros_like(mean[:, 0])
+        density = torch.distributions.MultivariateNormal(*self.project(predicted, measurement.cov)).log_prob(measurement.mean)
+        return Gaussian(mean, torch.where(seen[:, None, None], 0.5 * predicted.cov, predicted.cov)), torch.where(seen, density, 0.0)
 
     def filter(
         self, measurements: Gaussian, observed: Tensor | None = None, context: Context = NO_CONTEXT, initial: Gaussian | None = None
@@ -56,10 +57,9 @@ class RandomWalk(Dynamics):
         for t in range(steps):
             belief = self.predict(belief) if t else belief
             projected = self.project(belief, noise[:, t])
-            after, _ = self.update(belief, Gaussian(measurements.mean[:, t].double(), noise[:, t]), seen[:, t])
+            after, found = self.update(belief, Gaussian(measurements.mean[:, t].double(), noise[:, t]), seen[:, t])
             rows.append((belief, after, projected))
-            found = torch.distributions.MultivariateNormal(*projected).log_prob(measurements.mean[:, t].double())
-            density.append(torch.where(seen[:, t], found, 0.0))
+            density.append(found)
             belief = after
         joined = (Gaussian(*(torch.stack(parts, 1) for parts in zip(*column, strict=True))) for column in zip(*rows, strict=True))
         return FilterResult(*joined, torch.stack(density, 1))
@@ -68,7 +68,7 @@ class RandomWalk(Dynamics):
         return SmootherResult(result.filtered, result.filtered.cov[:, 1:])
 
 
-STEPWISE = ("linear", "locally-linear", "ekf", "ukf", "adaptive", "state", "all")
+STEPWISE = ("linear", "locally-linear", "ekf", "ukf", "adaptive", "state", "all", "jump")
 KINDS = (*STEPWISE, "recurrent", "own")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ldm_filter.data.labels import parse
-from ldm_filter.estimator import fitting, settings
+from ldm_filter.estimator import fitting, settings, stages
 from ldm_filter.estimator.classical import Classical
 from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.readouts import fit_observation_readout
@@ -43,7 +43,8 @@ class LDMFilter(Supervised, Classical):
             gives one-step predictions, ``score`` and ``encode`` work, ``smooth`` and longer forecasts are refused. Or a module of your own, a
             :class:`~ldm_filter.models.base.Dynamics`; it is trained in place.
         noise: ``"constant"`` measurement covariance; ``"input"``: a network of the observation, so noisy frames count for less; ``"state"``: a
-            network of the predicted state; ``"adaptive"``: a process covariance that grows after surprises, for motions that jump.
+            network of the predicted state; ``"adaptive"``: a process covariance that grows after surprises; ``"jump"``: at every step a second
+            hypothesis, that the state has jumped, with a learned jump: follows at once where ``"adaptive"`` follows one step later.
         objective: entropy estimator, ``"auto"``, ``"log-det"``, ``"conditional-log-det"``, ``"scale-mixture"``, ``"knn"``, ``"kde"``,
             ``"jacobian"`` (exact, for as many latents as channels) or ``"stop-gradient"``; or a named method, which chooses the three below as well:
             ``"kalman"``, ``"ica"``, ``"temporal-ica"``, ``"vicreg"``, ``"vicreg-hinge"``, ``"simclr"``, ``"cpc"``, ``"byol"``, ``"simsiam"``,
@@ -210,7 +211,7 @@ class LDMFilter(Supervised, Classical):
         objective = settings.composition(self.get_params(), square).objective
         options = self._options(plan, sequences, progress, log_path, weight)
         compared = settings.comparisons(self.get_params(), square, compare)
-        self.history_ = fitting.run_training(model, objective, plan, replace(options, compare=compared, checkpoint_path=checkpoint))
+        self.history_ = stages.train(model, objective, plan, replace(options, compare=compared, checkpoint_path=checkpoint))
         if model.predictor is not None:
             fitting.fit_dynamics(model, plan, options, self.history_)
         fitting.finish(model.eval(), plan)

@@ -52,7 +52,7 @@ CHOICES = {
     "dynamics": ("linear", "continuous", "locally-linear", "ekf", "ukf", "polynomial", "recurrent"),
     "latent_model": ("auto", *LATENT_MODELS),
     "space": ("plane", "sphere"),
-    "noise": ("constant", "input", "state", "adaptive"),
+    "noise": ("constant", "input", "state", "adaptive", "jump"),
     "readout": ("auto", "linear", "mlp"),
     "transition_cov": ("full", "diagonal"),
     "observation": ("learned", "selector"),

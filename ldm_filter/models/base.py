@@ -38,6 +38,7 @@ class Dynamics(nn.Module):
         learned_observation: whether the dynamics can take up a change of basis of state and latents (:meth:`centre`, :meth:`rescale_latents`,
             :meth:`canonicalise`); where not, those steps are left out after training.
         input_dim: number of inputs that the dynamics take.
+        recalls: whether :meth:`update`, too, takes the memory of :meth:`remember`.
         uses_time: ``"any"`` time steps, only those on a ``"grid"`` of whole sampling intervals (else all count as one), or ``"no"``.
 
     Shapes:
@@ -49,6 +50,7 @@ class Dynamics(nn.Module):
     latent_dim: int
     learned_observation: bool = False
     input_dim: int = 0
+    recalls: bool = False
     uses_time: str = "no"
 
     def state_space(self, context: Context = NO_CONTEXT) -> StateSpace:

@@ -7,6 +7,7 @@ import torch
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import Dynamics
 from ldm_filter.models.dynamics import LinearDynamics
+from ldm_filter.models.jumps import JumpDynamics
 from ldm_filter.models.noise import AdaptiveProcessNoise, StateNoise
 from ldm_filter.models.nonlinear import METHODS, LocallyLinearDynamics, NonlinearDynamics
 from ldm_filter.models.polynomial import PolynomialDynamics
@@ -20,8 +21,15 @@ def named_dynamics(base: AffineDynamics, dynamics: str, noise: str, generator: t
 
     Args:
         base: linear dynamics. dynamics: ``"locally-linear"``, ``"ekf"``, ``"ukf"``, ``"polynomial"``; any other name leaves the motion to the base.
-        noise: ``"adaptive"`` or ``"state"``; any other is the encoder's concern.
+        noise: ``"adaptive"``, ``"state"`` or ``"jump"``; any other is the encoder's concern.
+
+    Raises:
+        ValueError: jumps beside a motion that is not linear.
     """
+    if noise == "jump":
+        if dynamics not in ("linear", "continuous"):
+            raise ValueError(f"noise is 'jump', whose calm motion is linear, and dynamics is {dynamics!r}; leave dynamics out, or use 'adaptive'")
+        return JumpDynamics(base)
     adaptive = AdaptiveProcessNoise(base.state_dim, generator=generator) if noise == "adaptive" else None
     state_noise = StateNoise(base.state_dim, base.latent_dim, generator=generator) if noise == "state" else None
     if isinstance(base, LinearDynamics) and dynamics == "locally-linear":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,6 +64,8 @@ class Objective:
         prior: ``"empirical"`` or ``"flat"``, over the earlier latent of a pair.
         pooled: with a flat prior, whether H[z_t] + H[z_{t-1}] is twice the entropy of all latents, or each has its own samples.
         options: keyword arguments of the estimator (``k``, ``bandwidth``, ``concentration``, ``bins``, ...).
+        start: an estimator that training starts with; see :meth:`at`. None: the same from first to last.
+        share: weight of the estimator of the start, 1 - share that of ``entropy``.
 
     Raises:
         ValueError: an estimator that has no meaning there; the message gives the reason.
@@ -79,6 +81,8 @@ class Objective:
     prior: str = "empirical"
     pooled: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.space not in ESTIMATORS:
@@ -91,12 +95,24 @@ class Objective:
             raise ValueError(f"prior is 'flat', but {self.entropy} has no estimate of the earlier latent's entropy; use prior='empirical'")
         if self.entropy in ("variance-covariance", "info-nce") and not self.mutual_information:
             raise ValueError(f"{self.entropy} stands for the entropy of one step and has no joint form; use mutual_information=True")
+        if self.start is not None and (self.space != "plane" or not {self.start, self.entropy} <= set(ENTROPIES)):
+            raise ValueError(f"start is {self.start!r} for entropy {self.entropy!r}; expected one of {', '.join(ENTROPIES)} for both, on the plane")
         if not 0.0 <= self.gauge_weight < math.inf:
             raise ValueError(f"gauge_weight is {self.gauge_weight}, expected a number of at least 0")
 
     def _why_not(self) -> str:
         elsewhere = self.space == "sphere" and self.entropy in ESTIMATORS["plane"]
         return "; points of a sphere fill no volume, so that a covariance or a Jacobian says nothing of their entropy" if elsewhere else ""
+
+    def at(self, progress: float) -> Objective:
+        """The objective after a share of training: that of the start for two fifths of it, then by degrees, from three fifths on the one proper.
+
+            H = s H_start + (1 - s) H_entropy,     s = 1 before 2/5, falling linearly to 0 at 3/5
+
+        Log-determinants lead quickly and from far away to latents of the right shape, and nearest neighbours, whose gradients are noisy, tell
+        their true entropy: together they reach what neither does alone.
+        """
+        return self if self.start is None else replace(self, share=min(1.0, max(0.0, 3.0 - 5.0 * progress)))
 
     @property
     def needs_volume(self) -> bool:
@@ -195,4 +211,8 @@ class Objective:
         if self.entropy == "variance-covariance":
             return partial(variance_covariance, **self.options)
         known = SPHERE_ENTROPIES if self.space == "sphere" else ENTROPIES
-        return partial(known[self.entropy], **self.options)
+        own = partial(known[self.entropy], **self.options)
+        if self.start is None or not self.share:
+            return own
+        first, share = ENTROPIES[self.start], self.share
+        return first if share == 1.0 else lambda *samples: share * first(*samples) + (1.0 - share) * own(*samples)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm_filter.objectives.objective import ESTIMATORS, Objective
 
-__all__ = ["LATENT_MODELS", "OBJECTIVES", "PRESETS", "Composition", "compose"]
+__all__ = ["ANNEALED", "LATENT_MODELS", "OBJECTIVES", "PRESETS", "Composition", "compose"]
 
 LATENT_MODELS = ("dynamics", "recurrent", "pair", "pair-predictor", "pair-regression", "sources")
 
@@ -82,7 +82,10 @@ from the present weights, not from their moving average). ``jepa``: squared dist
 the gauge.
 """
 
-OBJECTIVES = ("auto", *dict.fromkeys((*ESTIMATORS["plane"], *ESTIMATORS["sphere"])), *PRESETS)
+ANNEALED = {"annealed-knn": "knn", "annealed-kde": "kde"}
+"""Estimators that training comes to by degrees, from log-det: see `Objective.at`."""
+
+OBJECTIVES = ("auto", *dict.fromkeys((*ESTIMATORS["plane"], *ESTIMATORS["sphere"])), *ANNEALED, *PRESETS)
 """What ``LDMFilter(objective=...)`` takes: estimators, for the latent model and space of one's choice, and presets, which choose all."""
 
 
@@ -136,7 +139,8 @@ def _free(entropy: str, latent_model: str, space: str, mutual_information: bool,
     if entropy == "auto":
         entropy = _default(latent_model, space, noise, square)
     # Sources of scale 1, and latents on the sphere, have their scale already.
-    objective = Objective(entropy, mutual_information, space=space, gauge_weight=0.0 if latent_model == "sources" else 1.0)
+    weight, start = 0.0 if latent_model == "sources" else 1.0, "log-det" if entropy in ANNEALED else None
+    objective = Objective(ANNEALED.get(entropy, entropy), mutual_information, weight, space, start=start)
     settings = {"family": "logistic", "temporal": True} if latent_model == "sources" else {}
     return Composition(latent_model, objective, settings)
 

@@ -74,15 +74,18 @@ class ModuleStep:
         """
         belief, noise = self._gaussian(predicted), self._exact(np.broadcast_to(R, (len(z), *R.shape[-2:])))
         decided = self._decide(belief, z, noise, seen, context, gate, run)
+        measurement, observed = Gaussian(self._exact(z), noise), torch.from_numpy(seen).to(noise.device)
+        past = (self._own(memory),) if self.dynamics.recalls and memory is not None else ()
+        filtered, density = self.dynamics.update(belief, measurement, observed, context, *past)
         if gate is not None:
             factor = release(decided.distance, decided.latents, gate, decided.run)
             belief = belief._replace(cov=self._exact(factor)[:, None, None] * belief.cov)
             noise = noise / self._exact(np.where(decided.weight > 0.0, decided.weight, 1.0))[:, None, None]
-            seen = seen & (decided.weight > 0.0).reshape(-1, *[1] * (seen.ndim - 1))
-        measurement, observed = Gaussian(self._exact(z), noise), torch.from_numpy(seen).to(noise.device)
-        filtered, _ = self.dynamics.update(belief, measurement, observed, context)
+            taken = seen & (decided.weight > 0.0).reshape(-1, *[1] * (seen.ndim - 1))
+            measurement, observed = measurement._replace(cov=noise), torch.from_numpy(taken).to(noise.device)
+            filtered, _ = self.dynamics.update(belief, measurement, observed, context, *past)
         after = self._remember(belief, measurement, observed, filtered, context, memory)
-        return decided._replace(belief=_numbers(filtered)), after
+        return decided._replace(belief=_numbers(filtered), log_likelihood=_array(density)), after
 
     def rest(self, predicted: Belief, memory: np.ndarray | None, context: Context) -> np.ndarray | None:
         """What is to be remembered after a step without a measurement."""

@@ -82,6 +82,7 @@ def train(
             if epoch < len(history.epochs) or told_before.get("ended", False):
                 continue
             started, told = time.perf_counter(), len(history.events)
+            stepper.present = objective.at(epoch / options.epochs)
             row = stepper.epoch(_masked(batches(generator), options.mask_rate, generator))
             row |= stepper.evaluate(None if validation is None else validation(generator)) | stepper.cosines(options.compare)
             row = fabric.broadcast(row | {"epoch": epoch, "seconds": time.perf_counter() - started})  # every process decides alike
@@ -94,7 +95,7 @@ def train(
                 best.restore()
                 stepper.slow_down()
             else:
-                best.offer(loss, epoch)
+                best.offer(loss, epoch, passing=stepper.present.share > 0.0)
             history.best_epoch = best.epoch
             idle = epoch - best.epoch
             if options.patience is not None and idle >= options.patience:
@@ -121,9 +122,10 @@ class _Best:
     def name(self) -> str:
         return "starting weights" if self.epoch < 0 else f"weights of epoch {self.epoch}"
 
-    def offer(self, loss: float, epoch: int) -> None:
-        if loss < self.loss:
-            self.loss, self.epoch = loss, epoch
+    def offer(self, loss: float, epoch: int, passing: bool = False) -> None:
+        """Keep the present weights where their loss is the lowest; while the objective is still on its way, always and for the time being."""
+        if passing or loss < self.loss:
+            self.loss, self.epoch = math.inf if passing else loss, epoch
             self.weights = copy.deepcopy(self.model.state_dict())
 
     def restore(self) -> None:

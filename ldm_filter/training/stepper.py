@@ -78,6 +78,7 @@ class Stepper:
         self, fabric: Fabric, model: LatentFilter, objective: Objective, optimiser: Any, schedule: Any, clip: float, supervision: float = 0.0
     ) -> None:
         self.fabric, self.objective, self.schedule, self.clip, self.weight = fabric, objective, schedule, clip, supervision
+        self.present = objective  # what training maximises just now; what held-out data are judged by is the objective itself
         self.dynamics, self.predictor = model.dynamics, model.predictor
         self.plain, self.encoder = _Measured(model), model.encoder
         self.module, self.optimiser = fabric.setup(self.plain, optimiser)
@@ -136,7 +137,7 @@ class Stepper:
         nll = None if found.targets is None else found.targets.nll(self.gather)
         if nll is not None and self.weight == 1.0:
             return Figures(None, nll)
-        return Figures(self.objective(found.latent_model, found.measurements, found.seen, self.gather, found.volume), nll)
+        return Figures(self.present(found.latent_model, found.measurements, found.seen, self.gather, found.volume), nll)
 
     def _measure(self, batch: Sequences) -> _Latents:
         volume = self.objective.needs_volume and self.weight < 1.0
@@ -190,7 +191,7 @@ class Stepper:
             return {}
         found = {}
         try:
-            own = self._gradient(self.objective)
+            own = self._gradient(self.present)
             for name, other in others.items():
                 found[f"cosine_{name}"] = float(torch.nn.functional.cosine_similarity(own, self._gradient(other), dim=0))
         except ValueError as error:  # an estimator that needs more samples, say; a diagnosis must not end the training

@@ -14,6 +14,7 @@ from ldm_filter.core.linearisation import extended
 from ldm_filter.models.base import NO_CONTEXT
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import Encoder
+from ldm_filter.models.jumps import JumpDynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.noise import AdaptiveProcessNoise, StateNoise
 from ldm_filter.models.nonlinear import LocallyLinearDynamics, NonlinearDynamics, Residual
@@ -51,6 +52,7 @@ KINDS: dict[str, Callable[[], StepwiseDynamics]] = {
     "polynomial": lambda: PolynomialDynamics(linear(False)),
     "adaptive": lambda: StepwiseDynamics(linear(False), adaptive=AdaptiveProcessNoise(N)),
     "state": lambda: StepwiseDynamics(linear(False), state_noise=StateNoise(N, M)),
+    "jump": lambda: JumpDynamics(linear(False)),
     "all": lambda: NonlinearDynamics(
         linear(False), "ekf", hidden=(16, 8), adaptive=AdaptiveProcessNoise(N), state_noise=StateNoise(N, M), generator=rng(2)
     ),
@@ -78,7 +80,7 @@ def everything(result: FilterResult) -> tuple[Tensor, ...]:
     return (*result.predicted, *result.filtered, *result.projected, result.log_likelihood)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ADAPTIVE])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ADAPTIVE, "jump")])
 def test_training_starts_at_the_linear_filter(kind: str) -> None:
     dynamics, base = make(kind), linear()
     result, expected = dynamics.filter(measurements()), base.filter(measurements())
@@ -116,11 +118,11 @@ def test_one_step_at_a_time_equals_the_whole(kind: str, masked: bool) -> None:
         assert_close(predicted, Gaussian(whole.predicted.mean[:, t], whole.predicted.cov[:, t]), rtol=0.0, atol=1e-9)
         projected = dynamics.project(predicted, z.cov)
         assert_close(projected, Gaussian(whole.projected.mean[:, t], whole.projected.cov[:, t]), rtol=0.0, atol=1e-9)
-        belief, density = dynamics.update(predicted, now, seen)
+        belief, density = dynamics.update(predicted, now, seen, NO_CONTEXT, *(memory if dynamics.recalls else ()))
         assert_close(density, whole.log_likelihood[:, t], rtol=0.0, atol=1e-9)
         step = FilterResult(*(Gaussian(x.mean[:, None], x.cov[:, None]) for x in (predicted, belief, projected)), density[:, None])
         after = dynamics.remember(Gaussian(now.mean[:, None], now.cov), seen[:, None], step, *memory)
-        assert (after is None) == (kind not in ADAPTIVE)
+        assert (after is None) == (kind not in (*ADAPTIVE, "jump"))
         memory = () if after is None else (after[:, -1],)
 
 

@@ -216,3 +216,17 @@ def test_a_batch_without_observations_is_refused() -> None:
     for name in NAMES:
         with pytest.raises(ValueError, match="observed is False at every step"):
             Objective(name)(ssm, measurements, torch.zeros(2, 3, dtype=torch.bool))
+
+
+def test_an_annealed_objective_goes_from_one_estimator_to_the_other() -> None:
+    ssm, measurements = autoregression(0.6, series=20)
+    seen = everything(measurements)
+    first, last, way = Objective("log-det"), Objective("knn"), Objective("knn", start="log-det")
+    entropies = [float(objective(ssm, measurements, seen).entropy) for objective in (first, last)]
+    found = [float(way.at(progress)(ssm, measurements, seen).entropy) for progress in (0.0, 0.4, 0.5, 0.6, 0.9)]
+    middle = 0.5 * sum(entropies)
+    assert found == pytest.approx([entropies[0], entropies[0], middle, entropies[1], entropies[1]])
+    assert float(way(ssm, measurements, seen).entropy) == pytest.approx(entropies[1])  # what held-out data are judged by
+    assert first.at(0.1) is first
+    with pytest.raises(ValueError, match="start is 'log-det'"):
+        Objective("kde", space="sphere", start="log-det")

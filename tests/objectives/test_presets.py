@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm_filter.core.directional import normalise
 from ldm_filter.models.recurrent import build_predictor
 from ldm_filter.objectives.objective import ESTIMATORS, Objective
-from ldm_filter.objectives.presets import LATENT_MODELS, OBJECTIVES, PRESETS, Composition, compose
+from ldm_filter.objectives.presets import ANNEALED, LATENT_MODELS, OBJECTIVES, PRESETS, Composition, compose
 from ldm_filter.types import Gaussian
 from tests.core.problems import constant_ssm
 from tests.models.problems import seeded
@@ -267,4 +267,4 @@ def test_auto() -> None:
     assert compose("auto", "pair", "sphere").objective.entropy == "kde"
     with pytest.raises(ValueError, match="objective is 'entropy', expected one of auto, log-det"):
         compose("entropy")
-    assert set(ESTIMATORS["plane"]) | set(ESTIMATORS["sphere"]) | set(PRESETS) | {"auto"} == set(OBJECTIVES)
+    assert set(ESTIMATORS["plane"]) | set(ESTIMATORS["sphere"]) | set(PRESETS) | set(ANNEALED) | {"auto"} == set(OBJECTIVES)

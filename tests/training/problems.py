@@ -70,6 +70,10 @@ class Meddling:
     """An objective whose value is changed by ``meddle(value, call)`` in training, and by ``judge(value, call)`` on validation data."""
 
     needs_volume = detach_target = False
+    share = 0.0
+
+    def at(self, progress: float) -> Meddling:
+        return self
 
     def __init__(self, meddle: Callable[[ObjectiveValue, int], ObjectiveValue] | None = None, judge: Any = None) -> None:
         self.objective, self.meddle, self.judge = Objective(), meddle, judge

@@ -176,3 +176,18 @@ def test_nothing_given_is_changed() -> None:
 def test_options_are_checked(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingOptions(**change)
+
+
+def test_weights_of_the_way_to_the_objective_are_kept_for_the_time_being_only() -> None:
+    """Log-det bounds the entropy from above, so that its loss is the lower one: by it, an annealed training would never get anywhere."""
+
+    class Annealed(Meddling):
+        def at(self, progress: float) -> Meddling:
+            self.share = 1.0 if progress < 0.5 else 0.0
+            return self
+
+    script = [0.5, 0.4, 0.4, 0.6, 1.5, 1.2, 1.3, 1.4]
+    scripted = Annealed(judge=lambda value, epoch: value if epoch < 0 else value._replace(loss=torch.tensor(script[epoch])))
+    history = fit(build(), scripted, epochs=8, patience=3)
+    assert history.best_epoch == 5
+    assert len(history.epochs) == 8
