@@ -146,6 +146,7 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
                 for (Index i = 0; i < m; ++i) count += x.seen[i];
             }
             chunk.density[s] = -0.5 * (square + kLog2Pi * count) - log_diagonal(x.L, m);
+            if (out.distance) write(row(out.distance, t, 1), &square, 1, T, who.count);
             copy(chunk.mean + s * n, x.h, n);
             copy(chunk.cov + s * n * n, x.P, n * n);
             if (eps > 0.0) {

@@ -6,11 +6,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "memory.hpp"
@@ -19,18 +18,6 @@
 namespace nb = nanobind;
 
 namespace ldm {
-
-void parallel(Index tasks, int threads, void (*work)(void*, Index), void* context) {
-    std::atomic<Index> next{0};
-    const auto run = [&] {
-        for (Index task = next++; task < tasks; task = next++) work(context, task);
-    };
-    const int helpers = static_cast<int>(std::min<Index>(threads, tasks)) - 1;
-    std::vector<std::thread> crew;
-    for (int k = 0; k < helpers; ++k) crew.emplace_back(run);
-    run();
-    for (std::thread& worker : crew) worker.join();
-}
 
 namespace {
 
@@ -191,15 +178,22 @@ void links(const Numbers& numbers, int threads) {
     (*chosen.links)(q, threads);
 }
 
-// Whether every number of these arrays (address, length) is finite.
+// Whether every number of these arrays (address, length) is finite: 0 x is NaN where it is not. Sums side by side, as one would wait for each addition.
 template <class Scalar>
 bool all_finite(const Numbers& arrays) {
-    double sum = 0.0;
+    constexpr int kSums = 32;
+    Scalar sums[kSums] = {};
     for (std::size_t k = 0; k + 1 < arrays.size(); k += 2) {
         const auto* data = reinterpret_cast<const Scalar*>(arrays[k]);
-        for (std::int64_t i = 0; i < arrays[k + 1]; ++i) sum += 0.0 * data[i];
+        const std::int64_t length = arrays[k + 1], whole = length - length % kSums;
+        for (std::int64_t i = 0; i < whole; i += kSums) {
+            for (int j = 0; j < kSums; ++j) sums[j] += Scalar{0} * data[i + j];
+        }
+        for (std::int64_t i = whole; i < length; ++i) sums[0] += Scalar{0} * data[i];
     }
-    return sum == 0.0;
+    Scalar sum{};
+    for (const Scalar one : sums) sum += one;
+    return sum == Scalar{0};
 }
 
 // Bytes as a NumPy array that returns its memory when it is let go.
@@ -216,6 +210,67 @@ nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> buffer(std::size_t bytes) {
     });
     return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(loan->block, {bytes}, owner);
 }
+
+// A NumPy array of float64, contiguous, held while this lives.
+class View {
+  public:
+    View(nb::handle array, bool writable = false) {
+        if (PyObject_GetBuffer(array.ptr(), &buffer_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) != 0) throw nb::python_error();
+        if (buffer_.itemsize == sizeof(double) && buffer_.format && std::strcmp(buffer_.format, "d") == 0) return;
+        PyBuffer_Release(&buffer_);
+        throw std::invalid_argument("an array of a filter step is not float64");
+    }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
+    ~View() { PyBuffer_Release(&buffer_); }
+
+    double* data() const { return static_cast<double*>(buffer_.buf); }
+    Index size() const { return static_cast<Index>(buffer_.len / sizeof(double)); }
+
+  private:
+    Py_buffer buffer_;
+};
+
+// A model whose steps are taken one at a time, for one sequence or several side by side.
+class Step {
+  public:
+    Step(nb::handle A, nb::handle a, nb::handle Q, nb::handle C, nb::handle c) {
+        for (const nb::handle& array : {A, a, Q, C, c}) {
+            const View view(array);
+            fields_.emplace_back(view.data(), view.data() + view.size());
+        }
+        n_ = static_cast<Index>(fields_[1].size()), m_ = static_cast<Index>(fields_[4].size());
+        if (n_ < 1 || m_ < 1 || size(0) != n_ * n_ || size(2) != n_ * n_ || size(3) != m_ * n_) {
+            throw std::invalid_argument("the matrices of a filter step do not fit together");
+        }
+    }
+
+    // From a belief (B n), (B n n) and measurements (B m) with their covariance (m m) or (B m m) to `out`, which holds one after another:
+    // filtered mean and covariance, predicted mean and covariance, log-likelihood, distance. Returns the first sequence without a factor, or -1.
+    Index run(nb::handle mean, nb::handle cov, nb::handle z, nb::handle R, nb::handle out) const {
+        const View h(mean), P(cov), seen(z), noise(R), to(out, true);
+        const Index batch = h.size() / n_, nn = n_ * n_, mm = m_ * m_;
+        const bool fits = batch > 0 && h.size() == batch * n_ && P.size() == batch * nn && seen.size() == batch * m_ &&
+                          (noise.size() == mm || noise.size() == batch * mm) && to.size() == 2 * batch * (n_ + nn + 1);
+        if (!fits) throw std::invalid_argument("the arrays of a filter step do not fit its model");
+        const auto constant = [&](int k) { return Field<const double>{fields_[k].data(), 0, 0}; };
+        Problem<double> q{batch, 1, n_, m_, true, constant(0), constant(1), constant(2), constant(3), constant(4), {h.data(), n_, 0}, {P.data(), nn, 0},
+                          {seen.data(), m_, m_}, {noise.data(), noise.size() == mm ? 0 : mm, 0}, {nullptr, 0, 0, 0}};
+        Moments<double> y{};
+        double* next = to.data();
+        const auto take = [&](Index length) { return (next += batch * length) - batch * length; };
+        y.mean = take(n_), y.cov = take(nn), y.predicted_mean = take(n_), y.predicted_cov = take(nn), y.log_likelihood = take(1), y.distance = take(1);
+        Failure failure;
+        kernels<double>().lanes_forward(q, y, failure, 1);
+        return failure.step < 0 ? -1 : failure.series;
+    }
+
+  private:
+    Index size(int k) const { return static_cast<Index>(fields_[k].size()); }
+
+    std::vector<std::vector<double>> fields_;
+    Index n_, m_;
+};
 
 template <class Scalar>
 void bind(nb::module_& module, const std::string& suffix) {
@@ -245,6 +300,9 @@ NB_MODULE(_native, module) {
     ldm::bind<double>(module, "float64");
     module.def("links", &ldm::links);
     module.def("buffer", &ldm::buffer);
+    nb::class_<ldm::Step>(module, "Step")
+        .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, nb::handle>())
+        .def("run", &ldm::Step::run);
     module.def("release_memory", &ldm::release_memory);
     module.def("instruction_sets", [] {
         std::vector<std::string> names;

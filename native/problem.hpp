@@ -34,6 +34,7 @@ struct Problem {
 template <class Scalar>
 struct Moments {
     Scalar *mean, *cov, *log_likelihood, *predicted_mean, *predicted_cov;
+    Scalar *distance;  // e' S^-1 e; of sequences with covariances of their own only
 };
 
 // The gradients of what a model shares over batch or time are summed in double.
