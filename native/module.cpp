@@ -196,6 +196,21 @@ bool all_finite(const Numbers& arrays) {
     return sum == Scalar{0};
 }
 
+// Whether no matrix of these arrays (address, number of matrices, size) has a negative number on its diagonal.
+template <class Scalar>
+bool no_negative_variance(const Numbers& covs) {
+    for (std::size_t k = 0; k + 2 < covs.size(); k += 3) {
+        const auto* data = reinterpret_cast<const Scalar*>(covs[k]);
+        const std::int64_t n = covs[k + 2];
+        for (std::int64_t c = 0; c < covs[k + 1]; ++c) {
+            for (std::int64_t i = 0; i < n; ++i) {
+                if (data[c * n * n + i * (n + 1)] < Scalar{0}) return false;
+            }
+        }
+    }
+    return true;
+}
+
 // Bytes as a NumPy array that returns its memory when it is let go.
 nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> buffer(std::size_t bytes) {
     struct Loan {
@@ -279,6 +294,7 @@ void bind(nb::module_& module, const std::string& suffix) {
     module.def(("shared_forward_" + suffix).c_str(), &shared_forward<Scalar>);
     module.def(("shared_backward_" + suffix).c_str(), &shared_backward<Scalar>);
     module.def(("all_finite_" + suffix).c_str(), &all_finite<Scalar>);
+    module.def(("no_negative_variance_" + suffix).c_str(), &no_negative_variance<Scalar>);
 }
 
 void choose(const std::string& name) {

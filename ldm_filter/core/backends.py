@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_filter.core import native, triton
+from ldm_filter.core import kernels, native, triton
 from ldm_filter.core.inputs import Given, check_measurements, fold
 from ldm_filter.core.linalg import affine, round_cov, symmetrise
 from ldm_filter.core.recursion import LOG_2PI, Filtered, correct_cov, gain_of, log_density_of, not_positive, predict_cov, run_loops
@@ -114,7 +114,7 @@ def run_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int = 0) -> Filt
     offset = z.new_zeros(1, 1, m, dtype=torch.float64)
     mean, cov = belief.mean.double(), belief.cov.double().expand(batch, n, n)
     A, a, Q, C = (x.double().unsqueeze(1) for x in (A, a, Q, C))
-    out = native.filter_batch(native.Arguments(A, a, Q, C, offset, mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True), predicted=True)
+    out = kernels.filter_batch(kernels.Arguments(A, a, Q, C, offset, mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True), predicted=True)
     if out.place[0] >= 0:
         raise not_positive(step, out.place[1])
     assert out.predicted_mean is not None and out.predicted_cov is not None  # asked for
@@ -159,7 +159,7 @@ def _run_native(x: Given, predicted: bool) -> Filtered:
     z = x.z
     if c.shape[0] > 1:  # an offset of each series by itself, as inputs to the read-out make it
         z, c = (z - c).to(z.dtype), c.new_zeros(1, 1, c.shape[-1])
-    out = native.filter_batch(native.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask), predicted)
+    out = kernels.filter_batch(kernels.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask), predicted)
     if out.place[0] >= 0 or not native.all_finite(out.log_likelihood.detach()):
         check_measurements(x)
     if out.place[0] >= 0:

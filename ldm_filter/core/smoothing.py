@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_filter.core import native
+from ldm_filter.core import kernels
 from ldm_filter.core.backends import compiled
 from ldm_filter.core.inputs import check_count, check_kind, check_transition
 from ldm_filter.core.linalg import cholesky_psd, matvec, round_cov, solve_psd, symmetrise
@@ -50,7 +50,7 @@ def smooth_sequence(ssm: StateSpace | NonlinearStateSpace, result: FilterResult)
 def _link_covs(gain: Tensor, cov: Tensor, fast: bool) -> Tensor:
     """``P_t = M_t + G_t P_{t+1} G_t'`` back from the last of ``cov``, ``(1 | B, T, n, n)``."""
     if fast:
-        return native.link(gain, cov)
+        return kernels.link(gain, cov)
     steps = cov.shape[1]
     Ms, Gs = per_step(cov, steps), per_step(gain, steps - 1)
     covs = [Ms[-1]]
@@ -128,4 +128,4 @@ def _link_means(gain: Tensor, result: FilterResult, last: Tensor, kicks: Tensor 
     pieces = torch.cat([start, last.double().unsqueeze(-2)], -2)
     if pieces.dim() > 3 and gain.shape[0] > 1:  # paths of every series
         gain = gain.expand(pieces.shape[0], -1, -1, -1, -1).flatten(0, 1)
-    return native.link(gain, pieces.flatten(0, -3)).reshape(pieces.shape)
+    return kernels.link(gain, pieces.flatten(0, -3)).reshape(pieces.shape)

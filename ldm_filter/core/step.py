@@ -13,12 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ldm_filter.core import native
 from ldm_filter.core.gating import Gate, gated_weight
 from ldm_filter.core.linalg import NotPositiveDefiniteError
 
-__all__ = ["Belief", "Corrected", "Transition", "compose", "correct", "predict", "release", "select", "smooth_back"]
+__all__ = ["Belief", "Corrected", "StepFilter", "Transition", "compose", "correct", "predict", "release", "select", "smooth_back"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
+_NOT_POSITIVE = (
+    "the innovation covariance C P C' + R is not positive definite; expected positive definite measurement and state covariances: "
+    "raise the measurement covariance, and check that the transition does not blow up"
+)
 
 
 class Belief(NamedTuple):
@@ -109,6 +114,62 @@ def correct(
     return Corrected(belief, log_likelihood, distance, weight, run, count)
 
 
+class StepFilter:
+    """:func:`predict` and :func:`correct` in one compiled call, for a model whose steps are all alike; where there is no compiled kernel, the two.
+
+    Args:
+        way: ``(n, n)``, ``(n,)``, ``(n, n)``. C, c: ``(m, n)``, ``(m,)``. Copied.
+
+    >>> step = StepFilter(Transition(np.eye(2), np.zeros(2), np.eye(2)), np.eye(2), np.zeros(2))
+    >>> _, after = step(Belief(np.zeros(2), np.eye(2)), np.ones(2), 2.0 * np.eye(2))
+    >>> after.belief.mean
+    array([0.5, 0.5])
+    """
+
+    def __init__(self, way: Transition, C: np.ndarray, c: np.ndarray) -> None:
+        arrays = [np.array(x, dtype=np.float64, order="C") for x in (*way, C, c)]
+        self._way, self._C, self._c = Transition(*arrays[:3]), arrays[3], arrays[4]
+        self._run = native.step_of(*arrays) if native.available() else None
+        n = len(self._way.offset)
+        self._sizes = n, n + n * n, 2 * (n + n * n + 1)
+
+    def __call__(self, belief: Belief, z: np.ndarray, R: np.ndarray) -> tuple[Belief, Corrected]:
+        """The prediction and the belief with the measurement.
+
+        Args:
+            belief: before the step, contiguous float64, ``(n,)`` and ``(n, n)``, or ``(B, n)`` and ``(B, n, n)`` side by side.
+            z: ``(m,)`` or ``(B, m)``. R: ``(m, m)``, or one for each.
+
+        Raises:
+            NotPositiveDefiniteError: (a ValueError) where C P^- C' + R is not positive definite.
+        """
+        if self._run is None:
+            predicted = predict(belief, self._way)
+            return predicted, correct(predicted, z, R, self._C, self._c)
+        if belief.mean.ndim == 2:
+            return self._together(belief, z, R)
+        n, moments, size = self._sizes
+        out = np.empty(size)
+        if self._run(belief.mean, belief.cov, z, R, out) >= 0:
+            raise NotPositiveDefiniteError(_NOT_POSITIVE)
+        after, before = (Belief(out[k : k + n], out[k + n : k + moments].reshape(n, n)) for k in (0, moments))
+        return before, Corrected(after, out[-2], out[-1], _ONE, _ZERO, z.size)
+
+    def _together(self, belief: Belief, z: np.ndarray, R: np.ndarray) -> tuple[Belief, Corrected]:
+        (batch, n), (_, moments, size) = belief.mean.shape, self._sizes
+        out = np.empty(batch * size)
+        assert self._run is not None
+        if self._run(np.ascontiguousarray(belief.mean), np.ascontiguousarray(belief.cov), np.ascontiguousarray(z), np.ascontiguousarray(R), out) >= 0:
+            raise NotPositiveDefiniteError(_NOT_POSITIVE)
+        half, cut = batch * moments, batch * n
+        after, before = (Belief(out[k : k + cut].reshape(batch, n), out[k + cut : k + half].reshape(batch, n, n)) for k in (0, half))
+        density, distance = out[2 * half :].reshape(2, batch)
+        return before, Corrected(after, density, distance, np.ones(batch), np.zeros(batch), z.shape[-1])
+
+
+_ONE, _ZERO = np.ones(()), np.zeros(())
+
+
 def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return vector @ matrix.T if matrix.ndim == 2 else (matrix @ vector[..., None])[..., 0]
 
@@ -145,10 +206,7 @@ def _inverse_factor(P: np.ndarray, R: np.ndarray, C: np.ndarray) -> np.ndarray:
     try:
         return np.linalg.inv(np.linalg.cholesky(0.5 * (S + S.swapaxes(-1, -2))))
     except np.linalg.LinAlgError as error:
-        raise NotPositiveDefiniteError(
-            "the innovation covariance C P C' + R is not positive definite; expected positive definite measurement and state covariances: "
-            "raise the measurement covariance, and check that the transition does not blow up"
-        ) from error
+        raise NotPositiveDefiniteError(_NOT_POSITIVE) from error
 
 
 def _condition(predicted: Belief, innovation: np.ndarray, R: np.ndarray, C: np.ndarray, root: np.ndarray) -> Belief:

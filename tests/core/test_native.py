@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ldm_filter.core import native
+from ldm_filter.core import kernels, native
 from ldm_filter.core.backends import StepModel, backend, run_step
 from ldm_filter.core.kalman import filter_moments, filter_sequence
 from ldm_filter.core.linalg import NotPositiveDefiniteError
@@ -134,14 +134,14 @@ def test_a_sequence_does_not_depend_on_its_batch() -> None:
             assert_close(x, y[b : b + 1], rtol=1e-12, atol=1e-12)
 
 
-def arguments(kind: str, size: tuple[int, int, int, int], from_belief: bool = False, masked: bool = False) -> native.Arguments:
+def arguments(kind: str, size: tuple[int, int, int, int], from_belief: bool = False, masked: bool = False) -> kernels.Arguments:
     """The kernels' own arguments, of a model that the batch shares ("time") or not ("all")."""
     batch, steps, _, m = size
     ssm, given = model(kind, *size), random_measurements(batch, steps, m, varying=True)
     R = given.cov[:1] if kind == "time" else given.cov
     h, P = ssm.initial.mean, ssm.initial.cov[:1] if kind == "time" else ssm.initial.cov
     mask = observed_of(batch, steps, m) if masked else None
-    return native.Arguments(*ssm[:5], h, P, given.mean, R, mask if mask is None or kind != "time" else mask[:1], from_belief)
+    return kernels.Arguments(*ssm[:5], h, P, given.mean, R, mask if mask is None or kind != "time" else mask[:1], from_belief)
 
 
 @pytest.mark.parametrize("from_belief, masked", [(False, False), (True, True)])
@@ -152,19 +152,19 @@ def test_gradcheck(kind: str, from_belief: bool, masked: bool) -> None:
 
     def run(*leaves: Tensor) -> tuple[Tensor | None, ...]:
         fields = [v @ v.mT if k in (2, 6, 8) else v for k, v in enumerate(leaves)]
-        return native.filter_batch(native.Arguments(*fields, x.mask, from_belief), predicted=True)[:5]
+        return kernels.filter_batch(kernels.Arguments(*fields, x.mask, from_belief), predicted=True)[:5]
 
     assert torch.autograd.gradcheck(run, [v.detach().requires_grad_() for v in roots])
 
 
-@pytest.mark.parametrize("wanted", native.Arguments._fields[:9])
+@pytest.mark.parametrize("wanted", kernels.Arguments._fields[:9])
 @pytest.mark.parametrize("kind", ["time", "all"])
 def test_one_gradient_alone(kind: str, wanted: str) -> None:
     """The gradient of one argument is the same whether the others are wanted or not."""
     x = arguments(kind, (3, 4, 3, 2))
-    every = native.Arguments(*(v.detach().clone().requires_grad_() for v in x[:9]), x.mask)
+    every = kernels.Arguments(*(v.detach().clone().requires_grad_() for v in x[:9]), x.mask)
     alone = x._replace(**{wanted: getattr(x, wanted).clone().requires_grad_()})
-    sums = [sum(y.square().sum() for y in native.filter_batch(v, predicted=True)[:5] if y is not None) for v in (every, alone)]
+    sums = [sum(y.square().sum() for y in kernels.filter_batch(v, predicted=True)[:5] if y is not None) for v in (every, alone)]
     full, only = (torch.autograd.grad(s, getattr(v, wanted))[0] for s, v in zip(sums, (every, alone), strict=True))
     assert torch.equal(full, only)
     assert only.abs().sum() > 0.0
@@ -173,27 +173,28 @@ def test_one_gradient_alone(kind: str, wanted: str) -> None:
 def test_from_a_belief_is_a_prediction_more() -> None:
     x = arguments("all", (5, 6, 3, 2))
     first = [v[:, :1] for v in (x.A, x.a, x.Q)]
-    whole = native.filter_batch(x._replace(from_belief=True), predicted=True)
+    whole = kernels.filter_batch(x._replace(from_belief=True), predicted=True)
     h = (first[0][:, 0] @ x.h0[..., None])[..., 0] + first[1][:, 0]
     P = first[0][:, 0] @ x.P0 @ first[0][:, 0].mT + first[2][:, 0]
-    for left, right in zip(whole[:5], native.filter_batch(x._replace(h0=h, P0=P), predicted=True)[:5], strict=True):
+    for left, right in zip(whole[:5], kernels.filter_batch(x._replace(h0=h, P0=P), predicted=True)[:5], strict=True):
         assert_close(left, right, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["constant", "all"])
 @pytest.mark.parametrize("size", [(21, 9, 4, 2), (9, 7, 2, 2), (18, 5, 7, 5)])
 def test_every_instruction_set_gives_the_same(size: tuple[int, int, int, int], kind: str) -> None:
-    kernels = native._kernels()
+    extension = native._load()
+    assert extension is not None
     measurements = random_measurements(*size[:2], size[3], varying=kind == "all")
     leaves = parts(model(kind, *size), measurements)
     mask = observed_of(*size[:2], size[3])[:1]
     try:
-        for name in kernels.instruction_sets():
-            kernels.use_instruction_set(name)
+        for name in extension.instruction_sets():
+            extension.use_instruction_set(name)
             compare(sequence, leaves, mask, 1e-12, 1e-10)
             compare(sequence, [x.detach().float().requires_grad_() for x in leaves], mask, 5e-6, 1e-4)
     finally:
-        kernels.use_instruction_set(kernels.instruction_sets()[-1])
+        extension.use_instruction_set(extension.instruction_sets()[-1])
 
 
 @pytest.mark.parametrize("kind", ["constant", "all"])
@@ -237,8 +238,8 @@ def test_views_and_expansions() -> None:
     x = arguments("all", (4, 5, 3, 2))
     shared = x._replace(A=x.A[:1, :1].expand(4, 5, 3, 3), C=x.C.mT.contiguous().mT, z=x.z.transpose(0, 1).contiguous().transpose(0, 1))
     plain = x._replace(A=shared.A.contiguous())
-    leaves = [native.Arguments(*(v.detach().requires_grad_() for v in given[:9]), None) for given in (shared, plain)]
-    outs = [native.filter_batch(given, predicted=True) for given in leaves]
+    leaves = [kernels.Arguments(*(v.detach().requires_grad_() for v in given[:9]), None) for given in (shared, plain)]
+    outs = [kernels.filter_batch(given, predicted=True) for given in leaves]
     for left, right in zip(outs[0][:5], outs[1][:5], strict=True):
         assert torch.equal(left, right)
     grads = [torch.autograd.grad(out.log_likelihood.sum(), given[:9]) for out, given in zip(outs, leaves, strict=True)]
@@ -249,10 +250,10 @@ def test_views_and_expansions() -> None:
 def test_nothing_is_changed_and_a_nan_stays_in_its_sequence() -> None:
     x = arguments("all", (18, 8, 3, 2))
     before = [v.clone() for v in x[:9]]
-    clean = native.filter_batch(x, predicted=False).mean
+    clean = kernels.filter_batch(x, predicted=False).mean
     assert all(torch.equal(v, old) for v, old in zip(x[:9], before, strict=True))
     x.z[17, 4, 0] = torch.nan
-    dirty = native.filter_batch(x, predicted=False).mean
+    dirty = kernels.filter_batch(x, predicted=False).mean
     assert torch.equal(dirty[:17], clean[:17])
     assert torch.equal(dirty[17, :4], clean[17, :4]) and dirty[17, 4:].isnan().all()
 
@@ -280,12 +281,12 @@ def test_second_derivatives_are_refused() -> None:
 
 def test_large_results_use_their_memory_again() -> None:
     x = arguments("all", (64, 130, 4, 2))
-    first = native.filter_batch(x, predicted=False).cov
+    first = kernels.filter_batch(x, predicted=False).cov
     kept, address = first.clone(), first.data_ptr()
     del first
-    second = native.filter_batch(x, predicted=False).cov
+    second = kernels.filter_batch(x, predicted=False).cov
     assert second.data_ptr() == address and torch.equal(second, kept)
-    third = native.filter_batch(x, predicted=False).cov
+    third = kernels.filter_batch(x, predicted=False).cov
     assert third.data_ptr() != address and torch.equal(second, kept)
     del second, third
     assert native.release_memory() > 0 and native.release_memory() == 0
