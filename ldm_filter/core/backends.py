@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm_filter.core import kernels, native, triton
 from ldm_filter.core.inputs import Given, check_measurements, fold
 from ldm_filter.core.linalg import affine, round_cov, symmetrise
+from ldm_filter.core.operators import filter_traced, refuse_failed
 from ldm_filter.core.recursion import LOG_2PI, Filtered, correct_cov, gain_of, log_density_of, not_positive, predict_cov, run_loops
 from ldm_filter.types import Gaussian
 
@@ -51,8 +52,9 @@ class backend:
         _choice.set(self._before)
 
 
+@torch.compiler.assume_constant_result
 def chosen() -> str:
-    """The name that :class:`backend` set last."""
+    """The name that :class:`backend` set last; in a traced program the one that was set when it was traced."""
     return _choice.get()
 
 
@@ -80,7 +82,7 @@ def run(x: Given, predicted: bool) -> Filtered:
         ValueError, RuntimeError: for measurements that are not finite; for a forced backend that cannot take the problem.
         NotPositiveDefiniteError: (a ValueError) naming step and series where C P^- C' + R is not positive definite.
     """
-    name = _choice.get()
+    name = chosen()
     if compiled(x.z):
         return _run_native(x, predicted)
     check_measurements(x)
@@ -114,7 +116,8 @@ def run_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int = 0) -> Filt
     offset = z.new_zeros(1, 1, m, dtype=torch.float64)
     mean, cov = belief.mean.double(), belief.cov.double().expand(batch, n, n)
     A, a, Q, C = (x.double().unsqueeze(1) for x in (A, a, Q, C))
-    out = kernels.filter_batch(kernels.Arguments(A, a, Q, C, offset, mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True), predicted=True)
+    arguments = kernels.Arguments(A, a, Q, C, offset, mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True)
+    out = filter_traced(arguments, True) if torch.compiler.is_compiling() else kernels.filter_batch(arguments, predicted=True)
     if out.place[0] >= 0:
         raise not_positive(step, out.place[1])
     assert out.predicted_mean is not None and out.predicted_cov is not None  # asked for
@@ -148,9 +151,9 @@ def compiled(x: Tensor) -> bool:
         ValueError: they are forced and do not take it.
     """
     fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if _choice.get() == "native" and not fits:
+    if chosen() == "native" and not fits:
         raise ValueError(f'backend is "native", which takes float32 and float64 on the CPU, not {x.dtype} on {x.device}; use backend("auto")')
-    return fits and _choice.get() in ("auto", "native") and native.available()
+    return fits and chosen() in ("auto", "native") and native.available()
 
 
 def _run_native(x: Given, predicted: bool) -> Filtered:
@@ -159,11 +162,12 @@ def _run_native(x: Given, predicted: bool) -> Filtered:
     z = x.z
     if c.shape[0] > 1:  # an offset of each series by itself, as inputs to the read-out make it
         z, c = (z - c).to(z.dtype), c.new_zeros(1, 1, c.shape[-1])
-    out = kernels.filter_batch(kernels.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask), predicted)
-    if out.place[0] >= 0 or not native.all_finite(out.log_likelihood.detach()):
-        check_measurements(x)
-    if out.place[0] >= 0:
-        raise not_positive(out.place[0], out.place[1] if out.cov.shape[0] > 1 else None)
+    arguments = kernels.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask)
+    if torch.compiler.is_compiling():
+        out = filter_traced(arguments, predicted)
+    else:
+        out = kernels.filter_batch(arguments, predicted)
+        refuse_failed(arguments, out)
     dtype = x.z.dtype
     before = None if out.predicted_mean is None or out.predicted_cov is None else Gaussian(out.predicted_mean, round_cov(out.predicted_cov, dtype))
     return Filtered(before, Gaussian(out.mean, round_cov(out.cov, dtype)), out.log_likelihood)

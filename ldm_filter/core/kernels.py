@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ldm_filter.core.native import Numbers, addresses, empty, field, kernel
 
-__all__ = ["Arguments", "Outputs", "adjoin", "filter_batch", "link", "run", "run_links"]
+__all__ = ["Arguments", "Outputs", "adjoin", "filter_batch", "laid_out", "link", "run", "run_links"]
 
 
 class Arguments(NamedTuple):
@@ -84,7 +84,7 @@ class Run(NamedTuple):
 def filter_batch(x: Arguments, predicted: bool) -> Outputs:
     """Filter a batch; differentiable in all tensors but the mask."""
     if not (torch.is_grad_enabled() and any(v.requires_grad for v in x[:9])):
-        return run(_laid_out(x), predicted).outputs
+        return run(laid_out(x), predicted).outputs
     place: list[tuple[int, int]] = []
     mean, cov, density, before, before_cov = _Filter.apply(*x[:9], x, predicted, place)
     return Outputs(mean, cov, density, before, before_cov, place[0])
@@ -150,7 +150,7 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
         *_, x, predicted, place = given
-        x = _laid_out(x)
+        x = laid_out(x)
         done = run(x, predicted)
         place.append(done.outputs.place)
         ctx.set_materialize_grads(False)
@@ -161,11 +161,11 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
-        *fields, mean, cov = ctx.saved_tensors[:11]
+        A, a, Q, C, c, h0, P0, z, R, mean, cov, *plan = ctx.saved_tensors
         mask, from_belief, distinct = ctx.rest
-        outputs = Outputs(mean, cov, mean, None, None, (-1, 0))  # the density is not needed
-        done = Run(outputs, ctx.saved_tensors[11:], distinct)
-        return (*adjoin(Arguments(*fields, mask, from_belief), done, arriving, ctx.needs_input_grad[:9]), None, None, None)
+        x = Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief)
+        done = Run(Outputs(mean, cov, mean, None, None, (-1, 0)), tuple(plan), distinct)  # the density is not needed
+        return (*adjoin(x, done, arriving, ctx.needs_input_grad[:9]), None, None, None)
 
 
 class _Link(torch.autograd.Function):
@@ -231,14 +231,15 @@ def _gathered(arriving: Tensor, distinct: int) -> Tensor:
     return gathered
 
 
-def _laid_out(x: Arguments) -> Arguments:
+def laid_out(x: Arguments) -> Arguments:
     """Each matrix and vector contiguous, the measurements and their noise over time as well."""
     fields = list(x[:9])
     for k, (v, dims) in enumerate(zip(fields, (2, 1, 2, 2, 1, 1, 2, 1, 2), strict=True)):
         # What is expanded over batch or time may stay so, where the kernels take a stride of 0.
         if not v.is_contiguous() and (k >= 7 or v.stride()[-dims:] != ((v.shape[-1], 1) if dims == 2 else (1,))):
             fields[k] = v.contiguous()
-    return Arguments(*fields, x.mask, x.from_belief)
+    A, a, Q, C, c, h0, P0, z, R = fields
+    return Arguments(A, a, Q, C, c, h0, P0, z, R, x.mask, x.from_belief)
 
 
 def _problem(x: Arguments) -> Numbers:

@@ -22,7 +22,7 @@ _SUFFIXES = {torch.float32: "_float32", torch.float64: "_float64"}
 Numbers = list[int]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the compiled kernels can be used. The first time that they cannot, one RuntimeWarning says so and how to mend it."""
     return _load() is not None
