@@ -1,6 +1,6 @@
 # make install | demo | test work from a clean clone, and again. Another interpreter: make PYTHON=python3.12 install
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format clean
+.PHONY: help install demo test test-slow test-native lint types format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,6 +24,13 @@ test: lint types  ## everything CI runs: ruff, mypy, the quick tests, the exampl
 
 test-slow: install  ## the trainings, minutes each
 	$(BIN)/python -m pytest -m slow tests
+
+# The sanitizers' libraries come first in the process, as they replace the memory of all others; Python's own leaks are not looked for.
+test-native: install  ## the tests of the compiled kernels under address and undefined-behaviour sanitizers (GCC or Clang)
+	rm -rf build/sanitized
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -C cmake.define.LDM_SANITIZE=ON -w build/sanitized .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m tests.core.sanitized build/sanitized/*.whl
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from benchmarks import speed_machine
@@ -14,8 +15,7 @@ from benchmarks.speed_jax import JAX
 from benchmarks.speed_problems import REGIMES, WORKLOADS, Problem, Size, problem
 from benchmarks.speed_race import ENTRANTS, Limits, Row, absent, entrants, race, timed
 from benchmarks.speed_torch import OURS, PLAIN
-from ldm_filter.core.kalman import predict, update
-from ldm_filter.types import Gaussian
+from ldm_filter.core.step import Belief, StepFilter, Transition
 
 __all__ = ["BUDGETS", "PARTS", "Budget", "memory_cases"]
 
@@ -191,15 +191,14 @@ def online(budget: Budget) -> Iterator[Row]:
 
 
 def _online_step(data: Problem) -> Callable[[int], None]:
-    """Predict and update by the public functions; the belief is carried on."""
-    measurements = [Gaussian(z, data.R) for z in data.z[0]]
-    offset, shift = torch.zeros_like(data.h0), torch.zeros(data.size.m, dtype=torch.float64)
-    belief = Gaussian(data.h0, data.P0)
+    """The step that a stream takes; the belief is carried on."""
+    filter_ = StepFilter(Transition(data.A.numpy(), np.zeros(data.size.n), data.Q.numpy()), data.C.numpy(), np.zeros(data.size.m))
+    z, R = data.z[0].numpy(), np.ascontiguousarray(data.R.numpy())
+    belief = Belief(data.h0.numpy(), np.ascontiguousarray(data.P0.numpy()))
 
     def step(t: int) -> None:
         nonlocal belief
-        with torch.no_grad():
-            belief, _ = update(predict(belief, data.A, offset, data.Q), measurements[t], data.C, shift)
+        belief = filter_(belief, z[t], R)[1].belief
 
     return step
 
