@@ -32,16 +32,16 @@ struct Model {
 
 template <class V>
 struct Workspace {
-    V *P, *predicted, *AP, *CP, *X, *S, *L, *inverse, *Kt, *J, *square;                 // forward
+    V *P, *predicted, *AP, *X, *S, *L, *inverse, *Kt, *J, *square;                 // forward
     V *G, *u, *D, *H, *F, *dS, *L_inverse, *outer, *Kg;                               // adjoint
     V *h, *p, *e, *w, *v, *seen;                                                      // means
     Model<V> model;
     Model<V> sum;  // gradients
     Room<V> room;
 
-    Workspace(Index n, Index m) : room(11 * n * n + 8 * n * m + 7 * m * m + 4 * n + 7 * m) {
+    Workspace(Index n, Index m) : room(11 * n * n + 7 * n * m + 7 * m * m + 4 * n + 7 * m) {
         for (V** x : {&P, &predicted, &AP, &J, &square, &G, &u, &model.A, &model.Q, &sum.A, &sum.Q}) *x = room.take(n * n);
-        for (V** x : {&CP, &X, &Kt, &D, &H, &F, &model.C, &sum.C}) *x = room.take(n * m);
+        for (V** x : {&X, &Kt, &D, &H, &F, &model.C, &sum.C}) *x = room.take(n * m);
         for (V** x : {&S, &L, &dS, &L_inverse, &outer, &model.R, &sum.R}) *x = room.take(m * m);
         for (V** x : {&h, &p, &model.a, &sum.a}) *x = room.take(n);
         for (V** x : {&inverse, &e, &w, &v, &seen, &model.c, &Kg}) *x = room.take(m);
@@ -51,26 +51,23 @@ struct Workspace {
 template <bool known, class V>
 LDM_INLINE void predict_cov(Workspace<V>& x, Index n) {
     product<Sum::set, Form::ab, false, known>(x.AP, x.model.A, x.P, n, n, n);
-    copy(x.predicted, x.model.Q, n * n);
-    product<Sum::plus, Form::abt, true, known>(x.predicted, x.AP, x.model.A, n, n, n);
+    product_from<Sum::plus, Form::abt, true, known>(x.predicted, x.model.Q, x.AP, x.model.A, n, n, n);
     mirror(x.predicted, n);
 }
 
-// CP, S, L and X of the predicted covariance; returns the smallest pivot of S.
+// S, L and X of the predicted covariance; returns the smallest pivot of S.
 template <bool known, class V>
 LDM_INLINE V factorise(Workspace<V>& x, Index n, Index m, bool masked) {
-    product<Sum::set, Form::ab, false, known>(x.CP, x.model.C, x.predicted, m, n, n);
-    copy(x.S, x.model.R, m * m);
-    product<Sum::plus, Form::abt, true, known>(x.S, x.CP, x.model.C, m, n, m);
+    product<Sum::set, Form::ab, false, known>(x.X, x.model.C, x.predicted, m, n, n);
+    product_from<Sum::plus, Form::abt, true, known>(x.S, x.model.R, x.X, x.model.C, m, n, m);
     if (masked) {
         for (Index i = 0; i < m; ++i) {
-            for (Index j = 0; j < n; ++j) x.CP[i * n + j] *= x.seen[i];
+            for (Index j = 0; j < n; ++j) x.X[i * n + j] *= x.seen[i];
             for (Index j = 0; j < i; ++j) x.S[i * m + j] *= x.seen[i] * x.seen[j];
             x.S[i * m + i] = x.seen[i] * x.S[i * m + i] + (1.0 - x.seen[i]);
         }
     }
     const V worst = cholesky(x.L, x.inverse, x.S, m);
-    copy(x.X, x.CP, m * n);
     solve_lower(x.X, x.L, x.inverse, m, n);
     return worst;
 }
@@ -78,8 +75,7 @@ LDM_INLINE V factorise(Workspace<V>& x, Index n, Index m, bool masked) {
 // K' = L^-T X.
 template <class V>
 LDM_INLINE void gain(Workspace<V>& x, Index n, Index m) {
-    copy(x.Kt, x.X, m * n);
-    solve_upper(x.Kt, x.L, x.inverse, m, n);
+    solve<false>(x.Kt, x.X, x.L, x.inverse, m, n);
 }
 
 template <bool known, class V>
@@ -90,15 +86,14 @@ LDM_INLINE void joseph(Workspace<V>& x, Index n, Index m) {
     product<Sum::minus, Form::atb, false, known>(x.J, x.Kt, x.model.C, n, m, n);
     product<Sum::set, Form::ab, false, known>(x.AP, x.J, x.predicted, n, n, n);
     product<Sum::set, Form::abt, true, known>(x.P, x.AP, x.J, n, n, n);
-    product<Sum::set, Form::ab, false, known>(x.CP, x.model.R, x.Kt, m, m, n);
-    product<Sum::plus, Form::atb, true, known>(x.P, x.Kt, x.CP, n, m, n);
+    product<Sum::set, Form::ab, false, known>(x.X, x.model.R, x.Kt, m, m, n);
+    product<Sum::plus, Form::atb, true, known>(x.P, x.Kt, x.X, n, m, n);
     mirror(x.P, n);
 }
 
 template <bool known, class V>
 LDM_INLINE void correct_cov(Workspace<V>& x, Index n, Index m) {
-    copy(x.P, x.predicted, n * n);
-    product<Sum::minus, Form::atb, true, known>(x.P, x.X, x.X, n, m, n);
+    product_from<Sum::minus, Form::atb, true, known>(x.P, x.predicted, x.X, x.X, n, m, n);
     bool safe = true;
     for (Index i = 0; i < n; ++i) safe = safe && all_less(kSafe * x.predicted[i * n + i], x.P[i * n + i]);
     if (safe) return mirror(x.P, n);

@@ -63,7 +63,7 @@ struct Chunk {
 // R of the chunk's step s, or the one that all steps share.
 template <class V, class Scalar>
 LDM_INLINE void take_noise(Workspace<V>& x, const Chunk<V>& chunk, const Problem<Scalar>& q, Index s) {
-    copy(x.model.R, chunk.R + (q.R.time ? s * q.m * q.m : 0), q.m * q.m);
+    x.model.R = chunk.R + (q.R.time ? s * q.m * q.m : 0);
     symmetrise(x.model.R, q.m);
 }
 
@@ -82,8 +82,7 @@ LDM_INLINE void predict(Workspace<V>& x, const Problem<Scalar>& q, Index n, Inde
         symmetrise(q.from_belief ? x.P : x.predicted, n);
         if (!q.from_belief) return;
     }
-    copy(x.p, x.model.a, n);
-    product<Sum::plus, Form::ab, false, known>(x.p, x.model.A, x.h, n, n, 1);
+    product_from<Sum::plus, Form::ab, false, known>(x.p, x.model.a, x.model.A, x.h, n, n, 1);
     predict_cov<known>(x, n);
 }
 
@@ -110,6 +109,7 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
     const bool masked = q.mask.data;
     const double eps = sizeof(Scalar) == sizeof(float) ? 1.1920928955078125e-07 : 0.0, lift = 1.0 + n * eps;
     Workspace<V> x(n, m);
+    V* const last = x.P;
     const Chunk<V> chunk(n, m);
     const auto row = [&](Scalar* data, Index t, Index size) { return data + (who.first * T + t) * size; };
     for (Index start = 0; start < T; start += chunk.steps) {
@@ -136,8 +136,8 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
                     }
                 }
             }
-            copy(x.h, x.p, n);
-            product<Sum::plus, Form::atb, false, known>(x.h, x.X, x.w, n, m, 1);
+            product_from<Sum::plus, Form::atb, false, known>(x.h, x.p, x.X, x.w, n, m, 1);
+            x.P = chunk.cov + s * n * n;  // that of the step before has done its part
             correct_cov<known>(x, n, m);
             V square{}, count = spread<V>(static_cast<double>(m));
             for (Index i = 0; i < m; ++i) square += x.w[i] * x.w[i];
@@ -148,12 +148,13 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
             chunk.density[s] = -0.5 * (square + kLog2Pi * count) - log_diagonal(x.L, m);
             if (out.distance) write(row(out.distance, t, 1), &square, 1, T, who.count);
             copy(chunk.mean + s * n, x.h, n);
-            copy(chunk.cov + s * n * n, x.P, n * n);
-            if (eps > 0.0) {
-                for (Index i = 0; i < n; ++i) chunk.cov[s * n * n + i * n + i] *= lift;
-            }
         }
         write(row(out.mean, start, n), chunk.mean, steps * n, T * n, who.count);
+        if (eps > 0.0) {
+            copy(last, x.P, n * n);
+            x.P = last;
+            for (Index k = 0; k < steps * n; ++k) chunk.cov[(k / n) * n * n + (k % n) * (n + 1)] *= lift;
+        }
         write(row(out.cov, start, n * n), chunk.cov, steps * n * n, T * n * n, who.count);
         write(row(out.log_likelihood, start, 1), chunk.density, steps, T, who.count);
     }

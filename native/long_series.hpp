@@ -45,7 +45,7 @@ class LongSeries {
             const Scalar* end = to.mean + (k * L - 1) * n;
             for (Index i = 0; i < n; ++i) starts[k * n + i] = end[i];
             // The first chunk began where it should, the others at zero.
-            if (k > 1) product_call<Sum::plus, Form::ab, false>(starts + k * n, power, starts + (k - 1) * n, n, n, Index{1});
+            if (k > 1) product<Sum::plus, Form::ab, false, false>(starts + k * n, power, starts + (k - 1) * n, n, n, 1);
         }
         run(rest, still, to);
     }
@@ -56,10 +56,10 @@ class LongSeries {
         const Index n = q.n;
         double *F = room.take(n * n), *power = room.take(n * n), *J = room.take(n * n), *spare = room.take(n * n);
         for (Index i = 0; i < n; ++i) J[i * n + i] = power[i * n + i] = 1.0;
-        product_call<Sum::minus, Form::atb, false>(J, static_cast<const double*>(still.gain), q.C.data, n, q.m, n);
-        product_call<Sum::set, Form::ab, false>(F, static_cast<const double*>(J), q.A.data, n, n, n);
+        product<Sum::minus, Form::atb, false, false, double>(J, still.gain, q.C.data, n, q.m, n);
+        product<Sum::set, Form::ab, false, false, double>(F, J, q.A.data, n, n, n);
         const auto multiply = [&](double* x, const double* y) {
-            product_call<Sum::set, Form::ab, false>(spare, static_cast<const double*>(x), y, n, n, n);
+            product<Sum::set, Form::ab, false, false, double>(spare, x, y, n, n, n);
             copy(x, spare, n * n);
         };
         for (Index left = steps_; left > 0; left >>= 1) {

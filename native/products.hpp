@@ -6,17 +6,18 @@
 namespace ldm {
 namespace LDM_ISA {
 
-// y += a b, y -= a b and y = a b, a or b transposed where that is said: a is (rows, inner) or (inner, rows), b (inner, columns) or (columns, inner).
+// y = from + a b, y = from - a b and y = a b, a or b transposed where that is said: a is (rows, inner) or (inner, rows), b (inner, columns) or
+// (columns, inner). From y itself where nothing else is said.
 enum class Sum { set, plus, minus };
 enum class Form { ab, abt, atb };  // a b, a b', a' b
 
 template <int R, int K, Sum kSum, Form kForm, class V>
-LDM_INLINE void block(V* y, const V* a, const V* b, Index i, Index j, Index rows, Index inner, Index columns) {
+LDM_INLINE void block(V* y, const V* from, const V* a, const V* b, Index i, Index j, Index rows, Index inner, Index columns) {
     V sum[R][K];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-        for (int c = 0; c < K; ++c) sum[r][c] = kSum == Sum::set ? V{} : y[(i + r) * columns + j + c];
+        for (int c = 0; c < K; ++c) sum[r][c] = kSum == Sum::set ? V{} : from[(i + r) * columns + j + c];
     }
     for (Index k = 0; k < inner; ++k) {
         V right[K];
@@ -43,41 +44,46 @@ LDM_INLINE void block(V* y, const V* a, const V* b, Index i, Index j, Index rows
 }
 
 template <int R, Sum kSum, Form kForm, class V>
-LDM_INLINE void block_row(V* y, const V* a, const V* b, Index i, Index rows, Index inner, Index columns, Index last) {
+LDM_INLINE void block_row(V* y, const V* from, const V* a, const V* b, Index i, Index rows, Index inner, Index columns, Index last) {
     Index j = 0;
-    for (; j < last && j + 4 <= columns; j += 4) block<R, 4, kSum, kForm>(y, a, b, i, j, rows, inner, columns);
+    for (; j < last && j + 4 <= columns; j += 4) block<R, 4, kSum, kForm>(y, from, a, b, i, j, rows, inner, columns);
     if (j < last && j + 2 <= columns) {
-        block<R, 2, kSum, kForm>(y, a, b, i, j, rows, inner, columns);
+        block<R, 2, kSum, kForm>(y, from, a, b, i, j, rows, inner, columns);
         j += 2;
     }
-    if (j < last) block<R, 1, kSum, kForm>(y, a, b, i, j, rows, inner, columns);
+    if (j < last) block<R, 1, kSum, kForm>(y, from, a, b, i, j, rows, inner, columns);
 }
 
 // Where `lower`, the result is symmetric: only what lies on and under its diagonal is sure to be right, and above it anything may stand.
 template <Sum kSum, Form kForm, bool lower, class V>
-LDM_INLINE void product_body(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
+LDM_INLINE void product_body(V* y, const V* from, const V* a, const V* b, Index rows, Index inner, Index columns) {
     Index i = 0;
-    for (; i + kRows <= rows; i += kRows) block_row<kRows, kSum, kForm>(y, a, b, i, rows, inner, columns, lower ? i + kRows : columns);
+    for (; i + kRows <= rows; i += kRows) block_row<kRows, kSum, kForm>(y, from, a, b, i, rows, inner, columns, lower ? i + kRows : columns);
     if (kRows > 2 && i + 2 <= rows) {
-        block_row<2, kSum, kForm>(y, a, b, i, rows, inner, columns, lower ? i + 2 : columns);
+        block_row<2, kSum, kForm>(y, from, a, b, i, rows, inner, columns, lower ? i + 2 : columns);
         i += 2;
     }
-    if (i < rows) block_row<1, kSum, kForm>(y, a, b, i, rows, inner, columns, lower ? i + 1 : columns);
+    if (i < rows) block_row<1, kSum, kForm>(y, from, a, b, i, rows, inner, columns, lower ? i + 1 : columns);
 }
 
 template <Sum kSum, Form kForm, bool lower, class V>
-LDM_NOINLINE void product_call(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
-    product_body<kSum, kForm, lower>(y, a, b, rows, inner, columns);
+LDM_NOINLINE void product_call(V* y, const V* from, const V* a, const V* b, Index rows, Index inner, Index columns) {
+    product_body<kSum, kForm, lower>(y, from, a, b, rows, inner, columns);
 }
 
 // Written out where the sizes are known when this is compiled, called elsewhere.
 template <Sum kSum, Form kForm, bool lower, bool known, class V>
-LDM_INLINE void product(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
+LDM_INLINE void product_from(V* y, const V* from, const V* a, const V* b, Index rows, Index inner, Index columns) {
     if constexpr (known) {
-        product_body<kSum, kForm, lower>(y, a, b, rows, inner, columns);
+        product_body<kSum, kForm, lower>(y, from, a, b, rows, inner, columns);
     } else {
-        product_call<kSum, kForm, lower>(y, a, b, rows, inner, columns);
+        product_call<kSum, kForm, lower>(y, from, a, b, rows, inner, columns);
     }
+}
+
+template <Sum kSum, Form kForm, bool lower, bool known, class V>
+LDM_INLINE void product(V* y, const V* a, const V* b, Index rows, Index inner, Index columns) {
+    product_from<kSum, kForm, lower, known>(y, y, a, b, rows, inner, columns);
 }
 
 // Symmetric matrices.
@@ -106,47 +112,68 @@ LDM_INLINE void add_symmetric(V* LDM_RESTRICT y, const V* LDM_RESTRICT x, Index 
     }
 }
 
-// L of x = L L' on and under the diagonal, and 1 / L_ii. Returns the smallest pivot; NaN where one was NaN.
+// L of x = L L' on and under the diagonal, and 1 / L_ii. Returns the smallest pivot; NaN where one was NaN. Eliminated column by column without
+// roots, of which each would wait for the one before: the columns are scaled at the end.
 template <class V>
 LDM_INLINE V cholesky(V* LDM_RESTRICT L, V* LDM_RESTRICT inverse, const V* LDM_RESTRICT x, Index size) {
+    for (Index i = 0; i < size; ++i) {
+        for (Index j = 0; j <= i; ++j) L[i * size + j] = x[i * size + j];
+    }
     V worst = x[0];
     for (Index j = 0; j < size; ++j) {
-        V pivot = x[j * size + j];
-        for (Index k = 0; k < j; ++k) pivot -= L[j * size + k] * L[j * size + k];
+        const V pivot = L[j * size + j];
         worst = pivot < worst || pivot != pivot ? pivot : worst;
-        L[j * size + j] = root(pivot);
-        inverse[j] = 1.0 / L[j * size + j];
+        inverse[j] = 1.0 / pivot;
         for (Index i = j + 1; i < size; ++i) {
-            V sum = x[i * size + j];
-            for (Index k = 0; k < j; ++k) sum -= L[i * size + k] * L[j * size + k];
-            L[i * size + j] = sum * inverse[j];
+            const V share = L[i * size + j] * inverse[j];
+            for (Index k = j + 1; k <= i; ++k) L[i * size + k] -= share * L[k * size + j];
         }
+    }
+    for (Index j = 0; j < size; ++j) {
+        const V scale = root(L[j * size + j]) * inverse[j];
+        inverse[j] = scale;
+        for (Index i = j; i < size; ++i) L[i * size + j] *= scale;
     }
     return worst;
 }
 
+// x = L^-1 b or L^-T b, K columns at a time, which stay in registers. b may be x.
+template <int K, bool lower, class V>
+LDM_INLINE void solve_columns(V* x, const V* b, const V* LDM_RESTRICT L, const V* LDM_RESTRICT inverse, Index size, Index columns) {
+    for (Index step = 0; step < size; ++step) {
+        const Index i = lower ? step : size - 1 - step;
+        V row[K];
+#pragma GCC unroll 8
+        for (int c = 0; c < K; ++c) row[c] = b[i * columns + c];
+        for (Index k = lower ? 0 : i + 1; k < (lower ? i : size); ++k) {
+            const V factor = lower ? L[i * size + k] : L[k * size + i];
+#pragma GCC unroll 8
+            for (int c = 0; c < K; ++c) row[c] -= factor * x[k * columns + c];
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < K; ++c) x[i * columns + c] = row[c] * inverse[i];
+    }
+}
+
+template <bool lower, class V>
+LDM_INLINE void solve(V* x, const V* b, const V* L, const V* inverse, Index size, Index columns) {
+    Index j = 0;
+    for (; j + 8 <= columns; j += 8) solve_columns<8, lower>(x + j, b + j, L, inverse, size, columns);
+    if (j + 4 <= columns) solve_columns<4, lower>(x + j, b + j, L, inverse, size, columns), j += 4;
+    if (j + 2 <= columns) solve_columns<2, lower>(x + j, b + j, L, inverse, size, columns), j += 2;
+    if (j < columns) solve_columns<1, lower>(x + j, b + j, L, inverse, size, columns);
+}
+
 // x <- L^-1 x, for x (size, columns).
 template <class V>
-LDM_INLINE void solve_lower(V* LDM_RESTRICT x, const V* LDM_RESTRICT L, const V* LDM_RESTRICT inverse, Index size, Index columns) {
-    for (Index i = 0; i < size; ++i) {
-        for (Index k = 0; k < i; ++k) {
-            const V factor = L[i * size + k];
-            for (Index j = 0; j < columns; ++j) x[i * columns + j] -= factor * x[k * columns + j];
-        }
-        for (Index j = 0; j < columns; ++j) x[i * columns + j] *= inverse[i];
-    }
+LDM_INLINE void solve_lower(V* x, const V* L, const V* inverse, Index size, Index columns) {
+    solve<true>(x, x, L, inverse, size, columns);
 }
 
 // x <- L^-T x.
 template <class V>
-LDM_INLINE void solve_upper(V* LDM_RESTRICT x, const V* LDM_RESTRICT L, const V* LDM_RESTRICT inverse, Index size, Index columns) {
-    for (Index i = size - 1; i >= 0; --i) {
-        for (Index k = i + 1; k < size; ++k) {
-            const V factor = L[k * size + i];
-            for (Index j = 0; j < columns; ++j) x[i * columns + j] -= factor * x[k * columns + j];
-        }
-        for (Index j = 0; j < columns; ++j) x[i * columns + j] *= inverse[i];
-    }
+LDM_INLINE void solve_upper(V* x, const V* L, const V* inverse, Index size, Index columns) {
+    solve<false>(x, x, L, inverse, size, columns);
 }
 
 // y = L^-1, lower triangular, zeros above.
