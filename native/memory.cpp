@@ -17,6 +17,7 @@ namespace ldm {
 namespace {
 
 constexpr std::size_t kPage = std::size_t{1} << 21;       // a huge page
+constexpr std::size_t kSmall = std::size_t{1} << 16;      // what smaller results are rounded to
 constexpr std::size_t kMostKept = std::size_t{1} << 30;   // of memory that nobody uses
 
 struct Shelf {
@@ -31,7 +32,12 @@ Shelf& shelf() {
     return *one;
 }
 
-std::size_t rounded(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+std::size_t rounded(std::size_t bytes) {
+    const std::size_t unit = bytes < kPage ? kSmall : kPage;
+    return (bytes + unit - 1) / unit * unit;
+}
+
+std::align_val_t alignment(std::size_t size) { return std::align_val_t(size < kPage ? kSmall : kPage); }
 
 }  // namespace
 
@@ -48,9 +54,9 @@ void* take_memory(std::size_t bytes) {
             return block;
         }
     }
-    void* block = ::operator new(size, std::align_val_t(kPage));
+    void* block = ::operator new(size, alignment(size));
 #if defined(__linux__)
-    (void)madvise(block, size, MADV_HUGEPAGE);
+    if (size >= kPage) (void)madvise(block, size, MADV_HUGEPAGE);
 #endif
     return block;
 }
@@ -66,7 +72,7 @@ void return_memory(void* block, std::size_t bytes) noexcept {
             return;
         }
     }
-    ::operator delete(block, std::align_val_t(kPage));
+    ::operator delete(block, alignment(size));
 }
 
 std::size_t release_memory() {
@@ -74,7 +80,7 @@ std::size_t release_memory() {
     const std::lock_guard<std::mutex> held(all.lock);
     const std::size_t released = all.kept;
     for (auto& [size, blocks] : all.blocks) {
-        for (void* block : blocks) ::operator delete(block, std::align_val_t(kPage));
+        for (void* block : blocks) ::operator delete(block, alignment(size));
         blocks.clear();
     }
     all.kept = 0;

@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["Numbers", "addresses", "all_finite", "available", "empty", "field", "kernel", "release_memory", "sound", "step_of"]
 
 _EXTENSION = "ldm_filter.core._native"
-_LARGE = 1 << 20  # bytes
+_LARGE = 1 << 17  # bytes
 _SUFFIXES = {torch.float32: "_float32", torch.float64: "_float64"}
 Numbers = list[int]
 
