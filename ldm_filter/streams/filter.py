@@ -250,11 +250,16 @@ class OnlineFilter:
     ) -> tuple[Corrected | None, Entry]:
         """Predict from the entry before (None: the initial belief stands) and take in what was seen."""
         motion, memory = self._motion, None if before is None else before.memory
+        missing = None if values is None else np.isnan(values)
+        if before is not None and values is not None and self.gate is None and missing is not None and not missing.any():
+            whole = motion.whole(position - before.position, inputs)
+            if whole is not None:
+                predicted, corrected = whole(before.filtered, *self._measure(values, None))
+                return corrected, Entry(position, time, values if self.lag else None, inputs, predicted, corrected.belief, corrected.run, memory)
         if before is None:
             predicted, run = self.state.initial, np.zeros(self.state.initial.mean.shape[:-1])
         else:
             predicted, run = motion.predict(before, position - before.position, inputs), before.run
-        missing = None if values is None else np.isnan(values)
         if missing is None or missing.all():
             return None, Entry(position, time, None, inputs, predicted, predicted, run, motion.rest(predicted, memory, inputs))
         assert values is not None

@@ -142,6 +142,10 @@ class ModuleMotion:
         self.step_seconds = step_seconds if step_seconds is not None else self.interval if self.any_time else None
         self.initial = Belief(*(part[0] for part in self._step.start(1)))
 
+    def whole(self, distance: float, inputs: np.ndarray | None) -> None:
+        """There is no step that is like all others."""
+        return None
+
     def predict(self, before: Entry, distance: float, inputs: np.ndarray | None) -> Belief:
         """p(h_t | y_<t), a distance in sampling intervals after an entry."""
         memory = None if before.memory is None else _rows(before.memory, 1)
