@@ -17,7 +17,7 @@ from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
 from ldm_filter.core.kalman import filter_sequence
 
-__all__ = ["BASELINES", "default_methods", "run"]
+__all__ = ["BASELINES", "default_methods", "fit_ldm", "run"]
 
 BASELINES = ("pca-em-kf", "pca-em-kf-adaptive", "pca-affine")
 LIMIT_SECONDS = 60.0
@@ -67,7 +67,7 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
 
 def _fit(method: str, settings: Settings, data: Bench) -> Fitted:
     if method.startswith("ldm-"):
-        return _fit_ldm(method.removeprefix("ldm-"), settings, data)
+        return fit_ldm(method.removeprefix("ldm-"), settings, data)
     if method == "pca-affine":
         return _fit_pca(settings, data)
     if method in BASELINES:
@@ -75,7 +75,7 @@ def _fit(method: str, settings: Settings, data: Bench) -> Fitted:
     raise ValueError(f"method is {method!r}, expected oracle, {', '.join(BASELINES)} or ldm-<objective>")
 
 
-def _fit_ldm(name: str, settings: Settings, data: Bench) -> Fitted:
+def fit_ldm(name: str, settings: Settings, data: Bench) -> Fitted:
     objective, _, variant = name.partition("+")
     if variant and variant not in VARIANTS:
         raise ValueError(f"method is 'ldm-{name}', expected one of {', '.join(VARIANTS)} after the plus")

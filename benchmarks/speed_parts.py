@@ -15,6 +15,7 @@ from benchmarks.speed_jax import JAX
 from benchmarks.speed_problems import REGIMES, WORKLOADS, Problem, Size, problem
 from benchmarks.speed_race import ENTRANTS, Limits, Row, absent, entrants, race, timed
 from benchmarks.speed_torch import OURS, PLAIN
+from benchmarks.speed_training import until_good
 from ldm_filter.core.step import Belief, StepFilter, Transition
 
 __all__ = ["BUDGETS", "PARTS", "Budget", "memory_cases"]
@@ -32,6 +33,7 @@ class Budget(NamedTuple):
         long_series: steps of the single series whose memory is measured.
         online: steps of the online filter, and the seconds after which it stops.
         jax: whether filters that are compiled for every size take part.
+        training: seeds of the fits, and the budget of their task.
     """
 
     workloads: dict[str, Size]
@@ -43,6 +45,7 @@ class Budget(NamedTuple):
     long_series: int
     online: tuple[int, float]
     jax: bool
+    training: tuple[int, str]
 
 
 T = TypeVar("T")
@@ -58,6 +61,7 @@ BUDGETS = {
         long_series=1_000_000,
         online=(1_000_000, 15.0),
         jax=True,
+        training=(3, "cpu"),
     ),
     "smoke": Budget(
         workloads={"W1": Size(4, 10, 4, 2), "W3": Size(1, 30, 4, 2)},
@@ -69,6 +73,7 @@ BUDGETS = {
         long_series=1000,
         online=(100, 1.0),
         jax=False,
+        training=(1, "smoke"),
     ),
 }
 
@@ -190,6 +195,11 @@ def online(budget: Budget) -> Iterator[Row]:
     yield {"steps": len(took) * block, "first": median(took[:tenth]), "last": median(took[-tenth:]), "median": median(took)}
 
 
+def training(budget: Budget) -> Iterator[Row]:
+    """How long a fit of the figure-eight video takes until the position can be read."""
+    yield from until_good(*budget.training)
+
+
 def _online_step(data: Problem) -> Callable[[int], None]:
     """The step that a stream takes; the belief is carried on."""
     filter_ = StepFilter(Transition(data.A.numpy(), np.zeros(data.size.n), data.Q.numpy()), data.C.numpy(), np.zeros(data.size.m))
@@ -209,6 +219,7 @@ PARTS: dict[str, Callable[..., Iterator[Row]]] = {
     "races": races,
     "threads": threads,
     "online": online,
+    "training": training,
     "memory": memory,
     "curves": curves,
 }

@@ -14,6 +14,7 @@ from benchmarks.speed_jax import JAX
 from benchmarks.speed_problems import REGIMES, WORKLOADS, floor
 from benchmarks.speed_race import ENTRANTS
 from benchmarks.speed_torch import OURS, PLAIN
+from benchmarks.speed_training import GOAL
 
 __all__ = ["GOALS", "render", "update"]
 
@@ -48,7 +49,7 @@ GOALS = (
     *(Goal("per-sequence", name, BEST_JAX, 3, 3) for name in WORKLOADS),
     Goal("per-sequence", "W1", FILTERPY, 1000, None),
 )
-FLOOR_GOAL, THREADS_GOAL, ONLINE_GOAL_US, MEMORY_GOAL = 1 / 3, 1.7, 5.0, 2**30
+FLOOR_GOAL, THREADS_GOAL, ONLINE_GOAL_US, MEMORY_GOAL, TRAINING_GOAL_S = 1 / 3, 1.7, 5.0, 2**30, 5.0
 RIVALS = {PLAIN.name: (PLAIN.name,), BEST_JAX: tuple(one.name for one in JAX), FILTERPY: (FILTERPY,)}
 
 
@@ -174,11 +175,11 @@ def _floors(result: dict[str, Any]) -> str:
     return f"{words}\n\n" + table(["", "FLOP / step", "bytes / step", "floor, M steps / s", "ldm-filter", "share", "goal", ""], lines)
 
 
-# --- threads, memory, online
+# --- threads, memory, online, training
 
 
 def _others(result: dict[str, Any]) -> str:
-    lines = [*_threads(result), *_memory(result), *_online(result)]
+    lines = [*_threads(result), *_memory(result), *_online(result), *_training(result)]
     return table(["", "measured", "goal", ""], lines)
 
 
@@ -224,6 +225,16 @@ def _online(result: dict[str, Any]) -> list[list[str]]:
         ]
         for row in _part(result, "online")
     ]
+
+
+def _training(result: dict[str, Any]) -> list[list[str]]:
+    rows = _part(result, "training")
+    if not rows:
+        return []
+    seconds, good = [row["fit_seconds"] for row in rows], all(row["r2"] >= GOAL for row in rows)
+    what = f"a fit of figure8 until R² ≥ {GOAL} ({len(rows)} seeds)"
+    measured = f"{median(seconds):.1f} s, at most {max(seconds):.1f}; R² {min(row['r2'] for row in rows):.4f} at least"
+    return [[what, measured, f"≤ {TRAINING_GOAL_S:.0f} s", _verdict(good and max(seconds) <= TRAINING_GOAL_S)]]
 
 
 def _footer(result: dict[str, Any]) -> str:

@@ -145,7 +145,7 @@ def test_a_smoke_run_writes_a_whole_result(tmp_path: Path, capsys: pytest.Captur
     result = json.loads((tmp_path / "speed.json").read_text())
     assert result["failed"] == [] and result["budget"] == "smoke"
     parts = {row["part"] for row in result["rows"]}
-    assert parts == {"machine", "races", "curves", "threads", "online", "memory"}
+    assert parts == {"machine", "races", "curves", "threads", "online", "training", "memory"}
     assert not [row for row in result["rows"] if "failure" in row]
     assert (tmp_path / "speed.png").stat().st_size > 1000
     (series,) = (row for row in result["rows"] if row["part"] == "memory")

@@ -1,6 +1,6 @@
 """Runs the tests of the compiled kernels with a build of them that watches its memory: ``make test-native``.
 
-    python -m tests.core.sanitized dist/ldm_filter-*.whl      # under LD_PRELOAD of the sanitizers' libraries
+python -m tests.core.sanitized dist/ldm_filter-*.whl      # under LD_PRELOAD of the sanitizers' libraries
 """
 
 from __future__ import annotations
