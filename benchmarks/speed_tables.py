@@ -16,7 +16,7 @@ from benchmarks.speed_race import ENTRANTS
 from benchmarks.speed_torch import OURS, PLAIN
 from benchmarks.speed_training import GOAL
 
-__all__ = ["GOALS", "render", "update"]
+__all__ = ["GOALS", "headline", "render", "update"]
 
 MARKERS = ("<!-- speed:begin -->", "<!-- speed:end -->")
 NOTHING = "No results yet: `python -m benchmarks.speed` makes them."
@@ -61,6 +61,8 @@ def update(folder: Path) -> None:
     if published:
         path = records.ROOT / "benchmarks" / "README.md"
         path.write_text(replace_between(path.read_text(encoding="utf-8"), MARKERS, render(result)), encoding="utf-8")
+        front = records.ROOT / "README.md"
+        front.write_text(replace_between(front.read_text(encoding="utf-8"), MARKERS, headline(result)), encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -80,6 +82,24 @@ def render(result: dict[str, Any]) -> str:
     parts += ["### Share of the floor", _floors(result), "### Threads, memory, one observation at a time", _others(result)]
     parts += ["![cost against each size](speed.png)", _footer(result)]
     return "\n\n".join(part for part in parts if part)
+
+
+def headline(result: dict[str, Any]) -> str:
+    """For the first page: how many times faster than three rivals, in both regimes, forward and with gradients."""
+    races = _part(result, "races")
+    if not races:
+        return NOTHING
+    lines = []
+    for regime, what in (("constant", "constant model"), ("per-sequence", "R of each step")):
+        for name, size in WORKLOADS.items():
+            cells = []
+            for rival in RIVALS:
+                goals = (Goal(regime, name, rival, 0, 0), [row for row in races if row["regime"] == regime])
+                ratios = [_against(goals[1], goals[0], backward)[0].split(" ")[0] for backward in (False, True)]
+                cells.append(" / ".join(ratio for ratio in ratios if ratio != "not"))
+            lines.append([f"{size.batch} x {size.steps}, {size.n} states, {size.m} measured, {what}", *cells])
+    heads = ["series x steps; times faster, forward / with gradients", "than a loop in torch", "than the best of JAX", "than filterpy"]
+    return table(heads, lines)
 
 
 def _part(result: dict[str, Any], part: str, **wanted: Any) -> list[dict[str, Any]]:

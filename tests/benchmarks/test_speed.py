@@ -151,6 +151,7 @@ def test_a_smoke_run_writes_a_whole_result(tmp_path: Path, capsys: pytest.Captur
     (series,) = (row for row in result["rows"] if row["part"] == "memory")
     assert series["peak"] > 50e6 and series["added"] < series["peak"]
     text = speed_tables.render(result)
+    assert speed_tables.headline(result).count("\n") == 1 + 2 * len(WORKLOADS) and "series x steps" in speed_tables.headline(result)
     assert "| **ldm-filter** |" in text and "W2, against plain torch loop | not measured | ≥ 50 |" in text
 
 
