@@ -28,7 +28,7 @@ BELOW["cli"] = BELOW["cli"] | {"commands"}
 LABELLED = {"data", "estimator", "baselines", "report", "plots", "accessors", "comparison"}
 # A name is imported where no arrow points in two places: the package's lazy names, and `LDMFilter.compare` when it is called.
 BY_NAME = {"__init__.py", "estimator/comparison.py"}
-CORE = ("core.kalman", "core.linearisation", "core.nonlinear", "core.smoothing")
+CORE = ("core.kalman", "core.linearisation", "core.nonlinear", "core.smoothing", "core.step")
 DOORS = ("LDMFilter", "types", *CORE, "metrics", "baselines", "plots", "Gaussian", "StateSpace", "__version__")
 
 

@@ -142,7 +142,7 @@ def test_supervised_baselines_learn_from_the_read_outs_labels(tmp_path: Path) ->
 
 def test_every_task_has_one_family_and_unknown_ones_are_refused() -> None:
     assert len(set(families.TASKS)) == len(families.TASKS)
-    assert all(task in families.family_of(task).tasks for task in families.TASKS)
+    assert all(task in families.family_of(task, condition).tasks for task in families.TASKS for condition in families.conditions_of(task))
     assert set(families.PUBLISHED) <= set(families.TASKS)
     with pytest.raises(ValueError, match="task is 'figure9'"):
         families.family_of("figure9")
