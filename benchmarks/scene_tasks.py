@@ -75,7 +75,7 @@ SETTINGS: dict[str, Settings] = {
         hidden=bouncing_ball.HIDDEN,
     ),
     "gym-pendulum": Settings(3, 2, dynamics="ekf", encoder="linear", epochs=30, steps=75, series=300, baseline=(16, 12)),
-    "gym-cartpole": Settings(4, 2, baseline=(8, 8)),
+    "gym-cartpole": Settings(6, 4, epochs=20, baseline=(12, 12)),
     "moving-digits": Settings(6, 4, series=800, baseline=(16, 16), hidden=moving_digits.BLACKOUT),
 }
 NAMES: dict[str, tuple[str, ...]] = {"bouncing-ball": ("x", "y"), "moving-digits": ("x", "y"), **gym_scenes.NAMES}
