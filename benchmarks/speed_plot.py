@@ -31,6 +31,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             if points:
                 panel.loglog(*zip(*points, strict=True), style, label=name, markersize=4, linewidth=1.2)
         panel.set_xlabel(TITLES[axis])
+        values = sorted({row["value"] for row in rows if row["axis"] == axis})
+        panel.set_xticks(values, [f"{value:g}" if value < 10_000 else f"{value:.0e}" for value in values])
+        panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("ns per step, forward + backward")
     handles, labels = panels[0].get_legend_handles_labels()
