@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_filter.core import kernels, native
-from ldm_filter.core.inputs import Given, check_measurements
+from ldm_filter.core.inputs import Given, check_measurements, check_numbers
 from ldm_filter.core.kernels import Arguments, Outputs
 from ldm_filter.core.recursion import not_positive
 from ldm_filter.types import Gaussian
@@ -33,6 +33,8 @@ def _filter(
     predicted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The five outputs, those that were not asked for empty; then the plan, and the number of distinct steps."""
+    others = {"ssm.transition_matrix": A, "ssm.transition_offset": a, "ssm.observation_matrix": C, "ssm.observation_offset": c, "ssm.initial.mean": h0}
+    check_numbers({"ssm.transition_cov": Q, "ssm.initial.cov": P0}, others)
     x = kernels.laid_out(Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief))
     outputs, plan, distinct = kernels.run(x, predicted)
     refuse_failed(x, outputs)

@@ -93,3 +93,13 @@ def test_errors_come_when_the_program_runs() -> None:
     x[8][1, 4] = -torch.eye(2, dtype=torch.float64) * 1e3
     with pytest.raises(ValueError, match=r"measurements.cov has a negative variance|not positive definite at step 4 of series 1"):
         compiled(*x)
+
+
+@pytest.mark.parametrize(("field", "name"), [(0, "ssm.transition_matrix"), (2, "ssm.transition_cov"), (5, "ssm.initial.mean")])
+def test_a_model_that_is_not_finite_is_refused_when_the_program_runs(field: int, name: str) -> None:
+    x = leaves_of(varying=True, grad=False)
+    compiled = torch.compile(moments, fullgraph=True, backend="aot_eager")
+    compiled(*x)
+    x[field].view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"{name} is not finite at index"):
+        compiled(*x)
