@@ -10,9 +10,10 @@ The same three for every method; the exact Bayes filter of ``benchmarks.oracles`
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ __all__ = [
     "bench",
     "evaluate",
     "evaluate_oracle",
+    "known",
     "settings_of",
 ]
 
@@ -93,6 +95,20 @@ VARIANTS: dict[str, dict[str, str]] = {
     "ekf": {"dynamics": "ekf"},
 }
 BUDGETS = ("smoke", "cpu", "full")
+T = TypeVar("T")
+
+
+def known(settings: Mapping[str, T], task: str, budget: str) -> T:
+    """The settings of a task of any family, where it and the budget exist.
+
+    Raises:
+        ValueError: an unknown task or budget.
+    """
+    if task not in settings:
+        raise ValueError(f"task is {task!r}, expected one of {', '.join(settings)}")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
+    return settings[task]
 
 
 def settings_of(task: str, budget: str) -> Settings:
@@ -101,11 +117,7 @@ def settings_of(task: str, budget: str) -> Settings:
     Raises:
         ValueError: an unknown task or budget.
     """
-    if task not in SETTINGS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
-    chosen = SETTINGS[task]
+    chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
         return replace(chosen, series=24, steps=40, readout=16, test=8, epochs=1, batch_size=8)
     if budget == "full":

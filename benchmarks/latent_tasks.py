@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from benchmarks.dot_tasks import BUDGETS, Published
+from benchmarks.dot_tasks import Published, known
 from benchmarks.latent_systems import System, find_system, split
 
 __all__ = ["CONDITIONS", "PUBLISHED", "SETTINGS", "VARIANTS", "Bench", "Settings", "bench", "settings_of"]
@@ -104,11 +104,7 @@ def settings_of(task: str, budget: str, condition: str = "") -> Settings:
     Raises:
         ValueError: an unknown task or budget.
     """
-    if task not in SETTINGS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
-    chosen = VARIANTS.get((task, condition), SETTINGS[task])
+    chosen = VARIANTS.get((task, condition), known(SETTINGS, task, budget))
     if budget == "smoke":
         few = replace(
             chosen,

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.dot_tasks import BUDGETS, Published
+from benchmarks.dot_tasks import Published, known
 from datasets.lorenz import STEP, TERMS, Lorenz, decimated, noisy_process
 from ldm_filter import metrics
 from ldm_filter.types import Gaussian
@@ -66,11 +66,7 @@ def settings_of(task: str, budget: str) -> Settings:
     Raises:
         ValueError: an unknown task or budget.
     """
-    if task not in SETTINGS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
-    chosen = SETTINGS[task]
+    chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
         return replace(chosen, series=40, steps=50, test=2, test_steps=60, epochs=1, degree=3)
     return replace(chosen, epochs=4 * chosen.epochs, device="auto") if budget == "full" else chosen

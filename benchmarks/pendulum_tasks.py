@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.dot_tasks import BUDGETS, Published
+from benchmarks.dot_tasks import Published, known
 from datasets.dots import split_seed
 from datasets.pendulum import Pendulum, find_task, generate
 from ldm_filter import metrics
@@ -69,11 +69,7 @@ def settings_of(task: str, budget: str) -> Settings:
     Raises:
         ValueError: an unknown task or budget.
     """
-    if task not in SETTINGS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
-    chosen = SETTINGS[task]
+    chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
         few = {"series": 24, "test": 8, "readout": 16, "batch_size": 12, "warm_up": min(1, chosen.warm_up), "epochs": 1, "rival_epochs": 1}
         return replace(chosen, **few, state_dim=6, latent_dim=3, baseline=(4, 4), particles=min(50, chosen.particles))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPRegressor
 
-from benchmarks.dot_tasks import BUDGETS
+from benchmarks.dot_tasks import known
 from datasets import bouncing_ball, gym_scenes, moving_digits
 from ldm_filter import metrics
 
@@ -87,11 +87,7 @@ def settings_of(task: str, budget: str) -> Settings:
     Raises:
         ValueError: an unknown task or budget.
     """
-    if task not in SETTINGS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(SETTINGS)}")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget is {budget!r}, expected one of {', '.join(BUDGETS)}")
-    chosen = SETTINGS[task]
+    chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
         return replace(chosen, series=24, readout=10, test=6, epochs=1, batch_size=8, baseline=(4, 4))
     if budget == "full":

@@ -33,7 +33,13 @@ def _filter(
     predicted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The five outputs, those that were not asked for empty; then the plan, and the number of distinct steps."""
-    others = {"ssm.transition_matrix": A, "ssm.transition_offset": a, "ssm.observation_matrix": C, "ssm.observation_offset": c, "ssm.initial.mean": h0}
+    others = {
+        "ssm.transition_matrix": A,
+        "ssm.transition_offset": a,
+        "ssm.observation_matrix": C,
+        "ssm.observation_offset": c,
+        "ssm.initial.mean": h0,
+    }
     check_numbers({"ssm.transition_cov": Q, "ssm.initial.cov": P0}, others)
     x = kernels.laid_out(Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief))
     outputs, plan, distinct = kernels.run(x, predicted)
