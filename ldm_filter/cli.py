@@ -57,6 +57,13 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("learning_rate", float, 3e-3, "peak rate of the encoder"),
     ("dynamics_rate", float, 10.0, "rate of the dynamics, as a multiple"),
     ("mask_rate", float | None, None, "share of entries hidden in training; null: 0.1 where single channels are missing, else 0"),
+    (
+        "patience",
+        int | Literal["auto"] | None,
+        "auto",
+        "epochs without a lower loss after which fit stops; null: never; auto: 10, never with targets",
+    ),
+    ("tolerance", float, 0.0, "nats per step by which the loss must be lower for the patience to begin anew"),
     ("seed", int, 0, "of everything random"),
     ("device", str, "auto", "auto, cpu or cuda"),
     ("dtype", Literal["float32", "float64"], "float32", "precision of the model"),

@@ -116,6 +116,8 @@ def test_every_model_option_arrives(tmp_path: Path, folder: Path, monkeypatch: p
     wanted |= {"readout": "mlp", "transition_cov": "diagonal", "observation": "selector", "window": 7, "learning_rate": 0.5, "dynamics_rate": 2.0}
     wanted |= {
         "mask_rate": 0.2,
+        "patience": 5,
+        "tolerance": 0.01,
         "seed": 3,
         "device": "cpu",
         "devices": 2,
@@ -141,6 +143,11 @@ def test_options_have_the_names_and_defaults_of_ldmfilter() -> None:
     options = {name: default for name, _, default, _ in MODEL_OPTIONS}
     assert (options.pop("state_dim"), options.pop("dtype")) == (4, "float32")
     assert options == parameters
+
+
+@pytest.mark.parametrize(("word", "value"), [("7", 7), ("null", None), ("auto", "auto")])
+def test_patience_is_a_number_null_or_auto(word: str, value: int | str | None) -> None:
+    assert cli._parser().parse_args(["fit", "data.csv", "--out", "m", "--patience", word]).fit.patience == value
 
 
 def test_config_file_validation_file_and_log(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

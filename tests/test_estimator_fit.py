@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from ldm_filter import LDMFilter
 from ldm_filter.data.labels import parse
 from ldm_filter.data.windows import Windows
 from ldm_filter.estimator.fitting import common_scale
+from ldm_filter.estimator.options import training_options
 from tests.waves import frame, waves
 
 
@@ -114,11 +117,37 @@ def test_frames_and_input_noise() -> None:
         ({"state_dim": 2, "encoder": "transformer"}, "encoder is 'transformer'"),
         ({"state_dim": 2, "readout": "forest"}, "readout is 'forest'"),
         ({"state_dim": 2, "learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"state_dim": 2, "patience": 0}, "patience is 0, expected at least 1 epoch"),
+        ({"state_dim": 2, "patience": "long"}, "patience is 'long', expected a whole number of epochs"),
+        ({"state_dim": 2, "tolerance": -0.1}, "tolerance is -0.1"),
+        ({"state_dim": 2, "tolerance": math.nan}, "tolerance is nan"),
     ],
 )
 def test_bad_parameters_are_named(params: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LDMFilter(**params).fit(waves(50), epochs=1, progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("patience", [2.5, True])
+def test_patience_is_a_whole_number(patience: object) -> None:
+    with pytest.raises(TypeError, match=f"patience is {patience}"):
+        LDMFilter(state_dim=2, patience=patience).fit(waves(50), epochs=1, progress=False)  # type: ignore[arg-type]
+
+
+def test_patience_and_tolerance_end_a_fit_that_gets_no_further() -> None:
+    """No epoch is better by a thousand nats: the fit ends after as many as it was told to wait, and by itself only where it never waits."""
+
+    def epochs(**params: Any) -> int:
+        return len(LDMFilter(state_dim=2, readout="linear", **params).fit(waves(200), epochs=6, progress=False).history_.epochs)
+
+    assert epochs(patience=2, tolerance=1e3) == 3
+    assert epochs(patience=None, tolerance=1e3) == 6
+
+
+def test_patience_is_ten_epochs_by_default_and_without_end_with_targets() -> None:
+    params, sequences = LDMFilter(state_dim=2).get_params(), parse(waves(50))[0]
+    found = [training_options(params | given, 20, sequences, False, None, weight) for given in ({}, {"patience": 4}) for weight in (None, 0.5)]
+    assert [option.patience for option in found] == [10, None, 4, 4]
 
 
 def test_get_and_set_params_and_repr() -> None:

@@ -14,11 +14,11 @@ from ldm_filter.data.labels import parse
 from ldm_filter.estimator import fitting, settings, stages
 from ldm_filter.estimator.classical import Classical
 from ldm_filter.estimator.context import fit_context, parse_inputs
+from ldm_filter.estimator.options import training_options
 from ldm_filter.estimator.readouts import fit_observation_readout
 from ldm_filter.estimator.selection import Size, compare_sizes, smallest_good
 from ldm_filter.estimator.supervised import NO_TARGETS, Supervised, Targets, attach, build_head, default_weight, labelled_plan, start_encoder
 from ldm_filter.models.base import Dynamics
-from ldm_filter.training import TrainingOptions
 from ldm_filter.types import Context, Sequences
 
 __all__ = ["LDMFilter"]
@@ -59,6 +59,10 @@ class LDMFilter(Supervised, Classical):
         window: steps of a training window; default up to 100.
         learning_rate: peak rate of the encoder. ``dynamics_rate``: that of the dynamics, as a multiple.
         mask_rate: share of entries hidden at random in training; default 0.1 where single channels are missing in the data, else 0.
+        patience: epochs without a lower validation loss after which training stops; None: never. ``"auto"``: 10, and never in a fit with targets
+            (whose likelihood is restless until the rates fall). The rates rise over the first third of the epochs, so that a fit with a good start
+            may look worse until they fall again: None, or more patience, lets it get there.
+        tolerance: nats per step by which a loss must be lower for the patience to begin anew; the weights of the lowest are kept all the same.
         seed: of everything random; the same seed gives the same model bit for bit on one machine.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``. dtype: ``torch.float32`` or ``torch.float64``.
         devices, precision: of Lightning Fabric, for data-parallel and mixed-precision training.
@@ -93,6 +97,8 @@ class LDMFilter(Supervised, Classical):
         learning_rate: float = 3e-3,
         dynamics_rate: float = 10.0,
         mask_rate: float | None = None,
+        patience: int | str | None = "auto",
+        tolerance: float = 0.0,
         seed: int = 0,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
@@ -105,6 +111,8 @@ class LDMFilter(Supervised, Classical):
         self.space, self.mutual_information = space, mutual_information
         self.readout, self.transition_cov, self.observation, self.window = readout, transition_cov, observation, window
         self.learning_rate, self.dynamics_rate, self.mask_rate = learning_rate, dynamics_rate, mask_rate
+        self.patience: Any = patience
+        self.tolerance = tolerance
         self.seed, self.device, self.dtype, self.devices, self.precision = seed, device, dtype, devices, precision
 
     def fit(
@@ -204,12 +212,12 @@ class LDMFilter(Supervised, Classical):
         fitting.initialise(model, plan.training.sequences)
         weight = None
         if names:
-            start_encoder(model, plan, self._options(plan, sequences, progress, None, None), targets.warm_up)
+            start_encoder(model, plan, training_options(self.get_params(), plan.epochs, sequences, progress, None, None), targets.warm_up)
             model.head = build_head(model, plan.training, self.readout, self.seed)
             weight = default_weight(sequences) if targets.weight is None else float(targets.weight)
         square = len(event_shape) == 1 and latent_dim == event_shape[0] and (self.objective != "auto" or fitting.mostly_complete(sequences))
         objective = settings.composition(self.get_params(), square).objective
-        options = self._options(plan, sequences, progress, log_path, weight)
+        options = training_options(self.get_params(), plan.epochs, sequences, progress, log_path, weight)
         compared = settings.comparisons(self.get_params(), square, compare)
         self.history_ = stages.train(model, objective, plan, replace(options, compare=compared, checkpoint_path=checkpoint))
         if model.predictor is not None:
@@ -226,22 +234,3 @@ class LDMFilter(Supervised, Classical):
         if targets.values is not None and targets.validation is None:
             raise ValueError("validation is held-out data, but validation_targets is None; pass its targets, or a share of the data as validation")
         return attach(sequences, targets.validation, "validation_targets")[0]
-
-    def _options(
-        self, plan: fitting.Plan, sequences: Sequences, progress: bool, log_path: str | Path | None, supervision: float | None
-    ) -> TrainingOptions:
-        mask_rate = settings.default_mask_rate(sequences) if self.mask_rate is None else self.mask_rate
-        return TrainingOptions(
-            epochs=plan.epochs,
-            learning_rate=self.learning_rate,
-            dynamics_rate=self.dynamics_rate,
-            seed=self.seed,
-            accelerator=self.device,
-            devices=self.devices,
-            precision=self.precision or ("64-true" if self.dtype == torch.float64 else "32-true"),
-            mask_rate=mask_rate,
-            log_path=log_path,
-            progress=progress,
-            supervision=0.0 if supervision is None else supervision,
-            patience=TrainingOptions.patience if supervision is None else None,  # the likelihood of targets is restless until the rates fall
-        )

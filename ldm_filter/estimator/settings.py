@@ -15,6 +15,7 @@ from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.data.labels import describe, from_description
 from ldm_filter.estimator.fitting import build
 from ldm_filter.estimator.forecasting import Calibration
+from ldm_filter.estimator.options import check_rates
 from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
@@ -39,7 +40,6 @@ __all__ = [
     "check_share",
     "comparisons",
     "composition",
-    "default_mask_rate",
     "from_checkpoint",
     "latents",
     "observation_draws",
@@ -90,15 +90,7 @@ def check(params: dict[str, Any]) -> None:
     check_device(params["device"])
     if params["dtype"] not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {params['dtype']}, expected torch.float32 or torch.float64")
-    _check_rates(params)
-
-
-def _check_rates(params: dict[str, Any]) -> None:
-    for name in ("learning_rate", "dynamics_rate"):
-        if not params[name] > 0:
-            raise ValueError(f"{name} is {params[name]}, expected a positive number")
-    if params["mask_rate"] is not None and not 0 <= params["mask_rate"] < 1:
-        raise ValueError(f"mask_rate is {params['mask_rate']}, expected a share in [0, 1)")
+    check_rates(params)
 
 
 def _check_module(dynamics: nn.Module, params: dict[str, Any]) -> None:
@@ -194,12 +186,6 @@ def check_learnable(sequences: Sequences, latent_dim: int) -> None:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def default_mask_rate(sequences: Sequences) -> float:
-    """0.1 where single entries of an observation are missing, so that the encoder learns to do without them."""
-    flat = sequences.observed.flatten(2)
-    return 0.1 if bool((flat.any(-1) & ~flat.all(-1)).any()) else 0.0
 
 
 def target_fields(readout: Readout | TargetHead, belief: Gaussian) -> dict[str, tuple[tuple[str, ...], Tensor]]:

@@ -71,7 +71,7 @@ def train(
     schedule = OneCycleLR(optimiser, rates, total_steps=options.epochs * steps_per_epoch + 1, pct_start=0.3)
     stepper = Stepper(fabric, model, objective, optimiser, schedule, options.clip, options.supervision if model.head is not None else 0.0)
     generator = torch.Generator().manual_seed(options.seed)
-    history, best = History(), _Best(model)
+    history, best = History(), _Best(model, options.tolerance)
     resume = Resume(options, {"model": model, "best": best, "optimiser": optimiser, "schedule": schedule}, generator, history)
     bar = tqdm(range(options.epochs), desc="fit", unit="epoch", disable=not (options.progress and fabric.is_global_zero))
     with _random_numbers(options.seed, fabric.device), bar:
@@ -97,7 +97,7 @@ def train(
             else:
                 best.offer(loss, epoch, passing=stepper.present.share > 0.0)
             history.best_epoch = best.epoch
-            idle = epoch - best.epoch
+            idle = epoch - best.progress
             if options.patience is not None and idle >= options.patience:
                 history.events.append(f"epoch {epoch}: stopped early, no better loss for {idle} epochs")
             _log(fabric, options, row, history.events[told:])
@@ -114,8 +114,9 @@ def train(
 class _Best:
     """The weights of the lowest loss so far; at first those of the start."""
 
-    def __init__(self, model: LatentFilter) -> None:
+    def __init__(self, model: LatentFilter, tolerance: float = 0.0) -> None:
         self.model, self.loss, self.epoch = model, math.inf, -1
+        self.tolerance, self.mark, self.progress = tolerance, math.inf, -1  # the last epoch that was better than the one before by more than that
         self.weights = copy.deepcopy(model.state_dict())
 
     @property
@@ -126,16 +127,18 @@ class _Best:
         """Keep the present weights where their loss is the lowest; while the objective is still on its way, always and for the time being."""
         if passing or loss < self.loss:
             self.loss, self.epoch = math.inf if passing else loss, epoch
+            if passing or loss < self.mark - self.tolerance:
+                self.mark, self.progress = self.loss, epoch
             self.weights = copy.deepcopy(self.model.state_dict())
 
     def restore(self) -> None:
         self.model.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
+        return {"loss": self.loss, "epoch": self.epoch, "mark": self.mark, "progress": self.progress, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss, self.epoch, self.weights = state["loss"], state["epoch"], state["weights"]
+        self.loss, self.epoch, self.mark, self.progress, self.weights = (state[name] for name in ("loss", "epoch", "mark", "progress", "weights"))
 
 
 def _trouble(row: dict[str, float], latents: int) -> str | None:

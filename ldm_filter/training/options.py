@@ -43,6 +43,7 @@ class TrainingOptions:
         dynamics_rate: the dynamics' and the noise's rate as a multiple of it (there are few parameters and each matters to all data).
         clip: largest norm of the gradient.
         patience: epochs without a better validation loss before training stops; ``None``: never.
+        tolerance: by how much a loss must be lower, in its own units, for the patience to begin anew; the best weights are kept all the same.
         seed: of batches and masks; the same seed gives the same weights bit for bit on one machine.
         accelerator, devices, precision: as of Lightning Fabric (``"auto"``: a CUDA device where there is one; 1; ``"32-true"``, which
             leaves a float64 model in float64). With several devices every process takes its share of each batch.
@@ -64,6 +65,7 @@ class TrainingOptions:
     dynamics_rate: float = 3.0
     clip: float = 1.0
     patience: int | None = 10
+    tolerance: float = 0.0
     seed: int = 0
     accelerator: str = "auto"
     devices: int = 1
@@ -84,6 +86,8 @@ class TrainingOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}, expected at least 1 epoch, or None to never stop early")
+        if not 0.0 <= self.tolerance < math.inf:
+            raise ValueError(f"tolerance is {self.tolerance}, expected nats per step of at least 0")
         if not 0.0 <= self.supervision <= 1.0:
             raise ValueError(f"supervision is {self.supervision}, expected a weight from 0 to 1")
         if not 0.0 <= self.mask_rate < 1.0:

@@ -119,6 +119,19 @@ def test_early_stop_and_the_weights_of_the_best_epoch() -> None:
     assert len(fit(build(), Meddling(judge=judge), epochs=8, patience=None).epochs) == 8
 
 
+def test_what_is_hardly_better_does_not_renew_the_patience() -> None:
+    """The losses after the first fall by less than the tolerance each, and by more than it together: that is progress, and they are the best ones."""
+    script = [3.0, 2.96, 2.92, 2.88, 2.87, 2.86, 2.85, 2.84]
+
+    def judge(value: ObjectiveValue, epoch: int) -> ObjectiveValue:
+        return value if epoch < 0 else value._replace(loss=torch.tensor(script[epoch]))
+
+    history = fit(build(), Meddling(judge=judge), epochs=8, patience=3, tolerance=0.1)
+    assert (len(history.epochs), history.best_epoch) == (7, 6)
+    assert history.events == ["epoch 6: stopped early, no better loss for 3 epochs"]
+    assert len(fit(build(), Meddling(judge=judge), epochs=8, patience=3).epochs) == 8
+
+
 def test_the_log_has_a_strict_json_line_for_each_epoch(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "log.jsonl"
 
@@ -170,6 +183,7 @@ def test_nothing_given_is_changed() -> None:
         ({"clip": math.inf}, "clip is inf"),
         ({"dynamics_rate": math.nan}, "dynamics_rate is nan"),
         ({"patience": 0}, "patience is 0"),
+        ({"tolerance": -1.0}, "tolerance is -1.0"),
         ({"mask_rate": 1.0}, "mask_rate is 1.0"),
     ],
 )
