@@ -91,6 +91,7 @@ def _fit_ldm(dynamics: str, data: Bench) -> tuple[Callable[[NDArray], Estimate],
         window=chosen.window,
         learning_rate=chosen.learning_rate,
         dynamics_rate=chosen.dynamics_rate,
+        patience=None,
         seed=data.seed,
         device=chosen.device,
     )

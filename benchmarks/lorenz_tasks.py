@@ -41,9 +41,9 @@ class Settings:
         device: of LDMFilter.
     """
 
-    epochs: int = 40
-    window: int = 25
-    batch_size: int = 64
+    epochs: int = 12
+    window: int = 50
+    batch_size: int = 32
     learning_rate: float = 1e-5
     dynamics_rate: float = 3000.0
     degree: int = 3

@@ -63,3 +63,15 @@ def test_inputs_and_fewer_latents_than_states() -> None:
     model = LDMFilter(2, 1, encoder="linear", dynamics="polynomial", learning_rate=1e-3, dtype=torch.float64)
     model.fit(data, inputs=torque[..., None], epochs=1, progress=False)
     assert float(model.filter(data, inputs=torque[..., None]).nis.mean()) == pytest.approx(1.0, abs=0.3)
+
+
+def test_the_start_alone_filters_noise_as_large_as_a_step_of_the_motion() -> None:
+    """Where the noise hides the motion, a regression on a filter that trusts it too much would teach the filter to be lost."""
+    loud = noisy_process(100, 100, 1.0, 0.01, np.random.default_rng(3)).observations
+    model = LDMFilter(3, encoder="linear", dynamics="polynomial", objective="jacobian", window=25, learning_rate=1e-12, dynamics_rate=1.0)
+    model.fit(loud, epochs=1, progress=False)
+    fresh = noisy_process(10, 200, 1.0, 0.01, np.random.default_rng(4))
+    result = model.filter(fresh.observations)
+    readout = metrics.affine_fit(result.filtered_mean.values, fresh.states)
+    assert metrics.mse(readout.apply(result.filtered_mean.values), fresh.states) < 0.7  # of 1: the observation itself
+    assert 0.7 < float(result.nis.mean()) < 1.4

@@ -41,6 +41,8 @@ def start_motion(model: LatentFilter, latents: Tensor, seen: Tensor, context: Co
     after = torch.linalg.solve(fields.observation_matrix.double(), (latents - fields.observation_offset).double().mT).mT if whole else latents
     states = after
     for place in range(ROUNDS):
+        if whole and place:  # with too little process noise the filter is lost at times, and the regression on what it says with it
+            _widen(model, latents, seen, context)
         if place or not whole:
             result = dynamics.filter(Gaussian(latents, noise(latents[:1, :1])), seen, context)
             states = (result.filtered if whole else dynamics.smooth(result, context).smoothed).mean.double()
