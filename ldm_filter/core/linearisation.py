@@ -155,27 +155,37 @@ def sigma_point(transition: Transition, rule: SigmaPoints) -> Linearise:
     return linearise
 
 
-def mixture(matrices: Tensor, offsets: Tensor, transition_cov: Tensor, weights: Callable[[Tensor, Step], Tensor]) -> tuple[Transition, Linearise]:
+def mixture(
+    matrices: Tensor, offsets: Tensor, transition_cov: Tensor, weights: Callable[[Tensor, Step], Tensor], log_scales: Tensor | None = None
+) -> tuple[Transition, Linearise]:
     """Locally linear dynamics: ``A = sum_k w_k(m) A_k``, ``a = sum_k w_k(m) a_k``, the weights taken at the belief's mean and held.
+
+    With scales the noise is of the place as well: ``diag(d) Q diag(d)``, ``d = exp(sum_k w_k(m) s_k)``. Where the motion bends fast, or a belief may
+    fall to either side, a linear view errs by more than Q; what it errs by is noise to the filter.
 
     Args:
         matrices: A_k, ``(K, n, n)``. offsets: a_k, ``(K, n)``. transition_cov: Q, ``(n, n)``.
         weights: states ``(..., n)`` -> ``(..., K)``, each at least 0 and 1 in sum, so that A is among the matrices or between them.
+        log_scales: s_k, ``(K, n)``; None: d = 1.
 
     Returns:
         The transition of a state that is known, and its linearisation.
     """
 
-    def blend(state: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def blend(state: Tensor, step: Step) -> Affine:
         share = weights(state, step).to(matrices)
-        return (share @ matrices.flatten(1)).unflatten(-1, matrices.shape[1:]), share @ offsets
+        matrix, offset = (share @ matrices.flatten(1)).unflatten(-1, matrices.shape[1:]), share @ offsets
+        if log_scales is None:
+            return Affine(matrix, offset, transition_cov)
+        scale = (share @ log_scales.to(share)).exp()
+        return Affine(matrix, offset, scale.unsqueeze(-1) * transition_cov * scale.unsqueeze(-2))
 
     def transition(state: Tensor, step: Step) -> Gaussian:
-        matrix, offset = blend(state, step)
-        return Gaussian(matvec(matrix, state.to(matrix)) + offset, transition_cov)
+        matrix, offset, cov = blend(state, step)
+        return Gaussian(matvec(matrix, state.to(matrix)) + offset, cov)
 
     def linearise(belief: Gaussian, step: Step) -> Affine:
-        return Affine(*blend(belief.mean, step), transition_cov)
+        return blend(belief.mean, step)
 
     return transition, linearise
 

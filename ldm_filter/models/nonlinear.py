@@ -21,6 +21,8 @@ from ldm_filter.types import Context, Gaussian, StateSpace
 __all__ = ["LocallyLinearDynamics", "NonlinearDynamics", "RegularDynamics", "Residual"]
 
 METHODS = ("ekf", "ukf")
+# Logarithm of the largest factor on the process noise's standard deviations, softly kept.
+MOST_UNREST = 4.0
 
 
 class RegularDynamics(StepwiseDynamics):
@@ -46,6 +48,8 @@ class RegularDynamics(StepwiseDynamics):
 
 class LocallyLinearDynamics(RegularDynamics):
     """h_t = A(h) h_{t-1} + a(h) + w,   A = sum_k w_k(h) A_k,   a = sum_k w_k(h) a_k,   the weights taken at the state's mean.
+
+    w ~ N(0, d(h) Q d(h)),   d = diag exp(sum_k w_k(h) s_k): the linear view errs more in some places than in others. At the start s = 0.
 
     Every A_k is stable, by the parametrisation of :class:`~ldm_filter.models.dynamics.LinearDynamics` in one basis common to all. In that
     basis all of them are contractions, so every mixture is one: the motion is stable for every value of the parameters, however the
@@ -81,6 +85,7 @@ class LocallyLinearDynamics(RegularDynamics):
         self.contraction_change = nn.Parameter(torch.zeros(bases, n, n))
         self.slack_change = nn.Parameter(torch.zeros(bases, n))
         self.push = nn.Parameter(torch.zeros(bases, n))
+        self.unrest = nn.Parameter(torch.zeros(bases, n))
         self.weigh = nn.Sequential(random_layer(n, hidden, generator), nn.Tanh(), random_layer(hidden, bases, generator, gain=3.0))
         self.register_buffer("spread", torch.ones(n))
 
@@ -98,7 +103,7 @@ class LocallyLinearDynamics(RegularDynamics):
         def weights(state: Tensor, step: Step) -> Tensor:
             return self.weigh(state.to(self.spread.dtype) / self.spread).softmax(-1)
 
-        move, mix = mixture(matrices, offsets, exact.transition_cov, weights)
+        move, mix = mixture(matrices, offsets, exact.transition_cov, weights, MOST_UNREST * torch.tanh(self.unrest.double() / MOST_UNREST))
         if exact.transition_offset.dim() == 1:
             return move, mix
         pushed = exact._replace(

@@ -135,6 +135,16 @@ def test_mixture_by_hand() -> None:
     assert_close(transition(belief.mean, 1).mean, (A @ belief.mean.unsqueeze(-1)).squeeze(-1) + a)
 
 
+def test_noise_of_a_mixture_by_hand() -> None:
+    matrices, offsets, cov, logs = stable(1, 2, N), normal(2, 2, N), random_cov(3, N), normal(6, 2, N)
+    share = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    transition, linearise = mixture(matrices, offsets, cov, lambda h, step: share.expand(*h.shape[:-1], 2), logs)
+    belief = Gaussian(normal(4, B, N), random_cov(5, B, N))
+    root = torch.diag((0.25 * logs[0] + 0.75 * logs[1]).exp())
+    for Q in (linearise(belief, 1).cov, transition(belief.mean, 1).cov):
+        assert_close(Q, (root @ cov @ root).expand(B, N, N))
+
+
 # ------------------------------------------------------------------------------------------------------ other libraries
 
 
