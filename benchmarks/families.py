@@ -18,6 +18,8 @@ from benchmarks import (
     dot_tasks,
     latent_methods,
     latent_tasks,
+    lorenz_image_methods,
+    lorenz_image_tasks,
     lorenz_methods,
     lorenz_tasks,
     pendulum_methods,
@@ -67,6 +69,7 @@ FAMILIES = (
     Family(dict.fromkeys(series_tasks.TASKS, ("",)), series_methods.default_methods, series_methods.run, {}),
     Family(dict.fromkeys(pendulum_tasks.SETTINGS, ("",)), pendulum_methods.default_methods, pendulum_methods.run, pendulum_tasks.PUBLISHED),
     Family(lorenz_tasks.CONDITIONS, lorenz_methods.default_methods, lorenz_methods.run, lorenz_tasks.PUBLISHED),
+    Family(lorenz_image_tasks.CONDITIONS, lorenz_image_methods.default_methods, lorenz_image_methods.run, lorenz_image_tasks.PUBLISHED),
     Family(dict.fromkeys(scene_tasks.SETTINGS, ("",)), scene_methods.default_methods, scene_methods.run, {}),
     Family(ablation_methods.CONDITIONS, ablation_methods.default_methods, ablation_methods.run, {}),
 )
