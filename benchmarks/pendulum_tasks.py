@@ -43,7 +43,7 @@ class Settings:
     latent_dim: int = 6
     dynamics: str = "locally-linear"
     warm_up: int = 25
-    epochs: int = 40
+    epochs: int = 90
     batch_size: int = 50
     learning_rate: float = 3e-3
     dynamics_rate: float = 3.0
