@@ -33,17 +33,17 @@ class Settings:
         device: of LDMFilter.
     """
 
-    warm_up: int = 12
-    epochs: int = 12
+    warm_up: int = 10
+    epochs: int = 16
     batch_size: int = 32
     learning_rate: float = 3e-3
     dynamics_rate: float = 10.0
     window: int = 50
-    state_dim: int = 8
-    latent_dim: int = 4
-    free_epochs: int = 12
+    state_dim: int = 16
+    latent_dim: int = 8
+    free_epochs: int = 10
     readout: int = 100
-    series: int = 400
+    series: int = 1000
     test: int = 50
     steps: int = 100
     baseline: tuple[int, int] = (24, 12)
@@ -67,7 +67,7 @@ def settings_of(task: str, budget: str) -> Settings:
         few = {"series": 24, "test": 3, "steps": 20, "window": 20, "readout": 16, "batch_size": 8, "warm_up": 1, "epochs": 1, "free_epochs": 1}
         return replace(chosen, **few, baseline=(4, 4), particles=200, first=2000)  # type: ignore[arg-type]
     if budget == "full":
-        return replace(chosen, series=2000, warm_up=40, epochs=60, free_epochs=60, device="auto")
+        return replace(chosen, series=4000, warm_up=40, epochs=60, free_epochs=60, device="auto")
     return chosen
 
 
