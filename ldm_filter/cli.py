@@ -156,7 +156,7 @@ def _fit_parser() -> ArgumentParser:
     video = parser.add_argument_group("video")
     video.add_argument("--size", nargs=2, type=int, default=None, help="height and width that frames are resized to; null: as in the file")
     video.add_argument("--colour", action="store_true", help="RGB instead of grey")
-    video.add_argument("--memory", type=float, default=1.0, help="gigabytes of frames to keep; of more, evenly spread windows")
+    video.add_argument("--memory", type=float, default=1.0, help="gigabytes of decoded frames to keep; of more, decoded again when they are needed")
     model = parser.add_argument_group("model")
     for name, kind, default, text in MODEL_OPTIONS:
         model.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)

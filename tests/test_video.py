@@ -1,4 +1,4 @@
-"""Clips: real times, what was dropped or repeated is missing, folders within a budget, and states drawn into the picture."""
+"""Video files: real times, what was dropped or repeated is missing, and states drawn into the picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xarray as xr
 from ldm_filter import LDMFilter
 from ldm_filter.cli import main
 from ldm_filter.data.io import read
-from ldm_filter.data.video import Frame, clips, on_grid, read_video, read_windows, video_frames
+from ldm_filter.data.video import Frame, clips, extent, frame_step, frames_from, on_grid, read_video, video_frames
 from ldm_filter.estimator.video import filter_video, filtered_frames
 from ldm_filter.plots.overlay import draw_position, position_of, write_overlay
 
@@ -30,11 +30,13 @@ def dot(steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(255 * np.exp(-square / 6) + 8 * noise, 0, 255).astype(np.uint8), position
 
 
-def write(path: Path, frames: np.ndarray, stamps: list[int] | None = None, scale: int = 1) -> Path:
-    """A lossless clip; stamps are numbers of frames."""
+def write(
+    path: Path, frames: np.ndarray, stamps: list[int] | None = None, scale: int = 1, codec: str = "ffv1", options: dict[str, str] | None = None
+) -> Path:
+    """A clip, lossless if nothing else is said; stamps are numbers of frames."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = SIZE * scale, SIZE * scale, "gray"
+        stream = container.add_stream(codec, rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = SIZE * scale, SIZE * scale, "gray" if codec == "ffv1" else "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, RATE)
         for stamp, picture in zip(range(len(frames)) if stamps is None else stamps, frames, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.repeat(scale, 0).repeat(scale, 1)), format="gray")
@@ -94,14 +96,17 @@ def test_two_frames_at_one_place_are_one():
     assert [frame.values is None for frame in placed] == [False, True, False]
 
 
-def test_a_folder_within_a_budget(folder: Path):
-    whole = read_windows(clips(folder), window=20)
-    assert [len(item) for item in whole] == [20] * 9
-    half = read_windows(clips(folder), window=20, most_bytes=5 * whole[0].nbytes)
-    assert len(half) == 5
-    xr.testing.assert_equal(half[1], whole[2])
-    with pytest.raises(ValueError, match="most_bytes"):
-        read_windows(clips(folder), window=20, most_bytes=1000)
+@pytest.mark.parametrize(("codec", "options"), [("ffv1", {}), ("mpeg4", {"g": "12", "bf": "2"})])
+def test_frames_from_the_middle_are_those_of_the_whole(tmp_path: Path, codec: str, options: dict[str, str]):
+    path = write(tmp_path / "long.mkv", dot(60)[0], codec=codec, options=options)
+    whole = list(video_frames(path))
+    origin, seconds, shape = extent(path)
+    assert (round(seconds / frame_step(path)) + 1, shape) == (60, (16, 16))
+    for start in (0, 1, 12, 31, 59):
+        rest = {round(frame.time * RATE): frame for frame in frames_from(path, origin, start / RATE)}
+        assert max(rest) == 59
+        for place in range(start + 1, 60):
+            np.testing.assert_array_equal(rest[place].values, whole[place].values, err_msg=str(place))
 
 
 def test_a_stream_of_frames_equals_the_batch(model: LDMFilter, folder: Path, tmp_path: Path):
@@ -139,7 +144,7 @@ def test_ellipse_lies_where_the_covariance_says():
 
 
 def test_without_a_readout_the_reconstruction_is_beside(folder: Path, tmp_path: Path):
-    model = LDMFilter(4, readout="linear", window=30, encoder="mlp").fit(read_windows(clips(folder)), epochs=1, progress=False)
+    model = LDMFilter(4, readout="linear", window=30, encoder="mlp").fit([read_video(path) for path in clips(folder)], epochs=1, progress=False)
     write_overlay(model, folder / "clip0.mkv", tmp_path / "out.mp4")
     assert next(iter(video_frames(tmp_path / "out.mp4", original=True))).original.shape == (16, 32, 3)
 

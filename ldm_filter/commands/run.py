@@ -24,10 +24,13 @@ def run_fit(options: Namespace, names: Iterable[str]) -> None:
         if path is not None:
             check_folder(path)
     arguments = {name: options[name] for name in names} | {"dtype": getattr(torch, options.dtype)}
-    validation = _read([options.validation]) if isinstance(options.validation, str) else options.validation
-    data = _read_clips(options) if _is_video(options.data) else _read(options.data)
+
+    def read(paths: Sequence[str]) -> Any:
+        return _clips(options, paths) if _is_video(paths) else _read(paths)
+
+    validation = read([options.validation]) if isinstance(options.validation, str) else options.validation
     model = LDMFilter(**arguments).fit(
-        data,
+        read(options.data),
         validation=validation,
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -68,13 +71,11 @@ def _is_video(paths: Sequence[str]) -> bool:
     return any(Path(path).is_dir() or Path(path).suffix.lower() in VIDEO_SUFFIXES for path in paths)
 
 
-def _read_clips(options: Namespace) -> Any:
-    """The frames that training sees: all of them, or evenly spread windows where they are too many."""
-    from ldm_filter.data.video import clips, read_windows
+def _clips(options: Namespace, paths: Sequence[str]) -> Any:
+    """Clips that stay in their files."""
+    from ldm_filter.data import Clips
 
-    paths = [clip for path in options.data for clip in clips(path)]
-    window = options.window or 100
-    return read_windows(paths, tuple(options.size) if options.size else None, options.colour, window, int(options.memory * 2**30))
+    return Clips(paths, tuple(options.size) if options.size else None, options.colour, int(options.memory * 2**30))
 
 
 def _filter_clips(model: Any, options: Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ldm_filter.data.clips import Clips
 from ldm_filter.data.forecasts import forecast_output
 from ldm_filter.data.io import read, write
 from ldm_filter.data.labels import describe, from_description, parse
@@ -12,6 +13,7 @@ from ldm_filter.data.times import future_times, median_step, seconds
 from ldm_filter.data.windows import Windows, split
 
 __all__ = [
+    "Clips",
     "Windows",
     "describe",
     "estimate_output",

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from ldm_filter.data.clips import Clips
 from ldm_filter.data.times import check_times
 
 __all__ = ["ACCEPTED", "Opened", "channel_name", "default_names", "from_long", "given_times", "open_container"]
@@ -103,6 +104,7 @@ def open_container(data: Any, name: str, rank: int | None, single: bool = False)
         return _open_dataset(data, name, single)
     hint = f"; several sensors become one frame by ldm_filter.data.merge({name}), several series a list by list({name}.values())"
     hint = hint if isinstance(data, dict) else ""
+    hint = "; pass one clip at a time, as read_video(path) or to estimator.video.filter_video" if isinstance(data, Clips) else hint
     hint = f"; make numbers an array by np.asarray({name})" if isinstance(data, int | float) else hint
     raise TypeError(f"`{name}` is of type {type(data).__name__}, expected {ACCEPTED}{hint}.")
 

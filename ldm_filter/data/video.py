@@ -1,6 +1,6 @@
 """Video files through PyAV: frames at their real times, resized, grey or coloured; what was dropped or merely repeated is missing.
 
-A clip is read frame by frame; only :func:`read_video` and :func:`read_windows` keep frames, the latter as many as a budget allows.
+A clip is read frame by frame; only :func:`read_video` keeps frames. Folders too large for that: :mod:`ldm_filter.data.clips`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-__all__ = ["VIDEO_SUFFIXES", "Frame", "clips", "frame_step", "on_grid", "read_video", "read_windows", "video_frames"]
+__all__ = ["VIDEO_SUFFIXES", "Frame", "clips", "extent", "frame_step", "frames_from", "on_grid", "read_video", "video_frames"]
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif")
 
@@ -63,26 +63,62 @@ def video_frames(path: str | Path, size: tuple[int, int] | None = None, colour: 
         FileNotFoundError: no such file.
         ValueError: the file is no video.
     """
-    av = _av()
+    with _opened(path) as container:
+        yield from _frames(container, None, size, colour, original)
+
+
+def frames_from(path: str | Path, origin: float, start: float, size: tuple[int, int] | None = None, colour: bool = False) -> Iterator[Frame]:
+    """As :func:`video_frames`, from the key frame before ``start`` on, or from the beginning in a file where there is no way to one.
+
+    Args:
+        path, size, colour: as there. origin: the stamp of the first frame, as of :func:`extent`. start: seconds after it.
+    """
     with _opened(path) as container:
         stream = container.streams.video[0]
-        last, first = None, None
-        for packet in container.demux(stream):
-            try:
-                decoded = packet.decode()
-            except av.FFmpegError:
-                continue  # dropped: the times of the others show the gap
-            for frame in decoded:
-                if frame.pts is None:
-                    continue
-                stamp = float(frame.pts * stream.time_base)
-                first = stamp if first is None else first
-                height, width = size or (frame.height, frame.width)
-                pixels = frame.reformat(width, height, "rgb24" if colour else "gray", interpolation="AREA").to_ndarray()
-                again = last is not None and np.array_equal(pixels, last)
-                last = pixels
-                whole = frame.to_ndarray(format="rgb24") if original else None
-                yield Frame(stamp - first, None if again else pixels.astype(np.float32) / 255.0, whole)
+        container.seek(int((origin + start) / stream.time_base), stream=stream)
+        frames = _frames(container, origin, size, colour, False)
+        first = next(frames, None)
+        if first is not None and first.time <= start:
+            yield first
+            yield from frames
+            return
+    yield from video_frames(path, size, colour)
+
+
+def extent(path: str | Path) -> tuple[float, float, tuple[int, int]]:
+    """Stamp of the first frame, seconds from it to the last, and (y, x), without decoding a frame.
+
+    Raises:
+        As :func:`video_frames`; ValueError: there is no frame in it.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        found = [packet.dts if packet.pts is None else packet.pts for packet in container.demux(stream) if not packet.is_discard]
+        stamps = [stamp for stamp in found if stamp is not None]  # the last, empty packet has none
+        if not stamps:
+            raise ValueError(f"`path` {str(path)!r} holds no frame that can be read; check that it plays")
+        return float(min(stamps) * stream.time_base), float((max(stamps) - min(stamps)) * stream.time_base), (stream.height, stream.width)
+
+
+def _frames(container: Any, first: float | None, size: tuple[int, int] | None, colour: bool, original: bool) -> Iterator[Frame]:
+    """What can be decoded from the container's present place on; the first stamp counts as 0 where none is given."""
+    av, stream, last = _av(), container.streams.video[0], None
+    for packet in container.demux(stream):
+        try:
+            decoded = packet.decode()
+        except av.FFmpegError:
+            continue  # dropped: the times of the others show the gap
+        for frame in decoded:
+            if frame.pts is None:
+                continue
+            stamp = float(frame.pts * stream.time_base)
+            first = stamp if first is None else first
+            height, width = size or (frame.height, frame.width)
+            pixels = frame.reformat(width, height, "rgb24" if colour else "gray", interpolation="AREA").to_ndarray()
+            again = last is not None and np.array_equal(pixels, last)
+            last = pixels
+            whole = frame.to_ndarray(format="rgb24") if original else None
+            yield Frame(stamp - first, None if again else pixels.astype(np.float32) / 255.0, whole)
 
 
 def frame_step(path: str | Path) -> float:
@@ -129,53 +165,6 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None, colour: bo
     """
     frames = list(on_grid(video_frames(path, size, colour), frame_step(path)))
     return _stacked(frames, path)
-
-
-def read_windows(
-    paths: Iterable[str | Path], size: tuple[int, int] | None = None, colour: bool = False, window: int = 100, most_bytes: int = 1 << 30
-) -> list[xr.DataArray]:
-    """Windows evenly spread over many clips, as many as fit into memory: what ``fit`` needs of a folder too large to hold.
-
-    Args:
-        paths: of the clips. size, colour: as for :func:`video_frames`.
-        window: frames of a window.
-        most_bytes: of all frames that are kept, in float32. Where everything fits, everything is kept.
-
-    Returns:
-        DataArrays of up to ``window`` frames, in the order of the clips.
-
-    Raises:
-        ValueError: a window alone is larger than the budget.
-    """
-    kept: list[tuple[int, xr.DataArray]] = []
-    every, count = 1, 0
-    for path in paths:
-        step = frame_step(path)
-        for frames in _chunks(on_grid(video_frames(path, size, colour), step), window):
-            if len(frames) < 2 or all(frame.values is None for frame in frames):
-                continue
-            if count % every == 0:
-                kept.append((count, _stacked(frames, path)))
-                if kept[0][1].nbytes > most_bytes:
-                    raise ValueError(
-                        f"most_bytes is {most_bytes}, less than a window of {window} frames ({kept[0][1].nbytes}); raise it or lower size"
-                    )
-            count += 1
-            while sum(array.nbytes for _, array in kept) > most_bytes:  # thin out: every second of those that were kept
-                every *= 2
-                kept = [(number, array) for number, array in kept if number % every == 0]
-    return [array for _, array in kept]
-
-
-def _chunks(frames: Iterable[Frame], length: int) -> Iterator[list[Frame]]:
-    chunk: list[Frame] = []
-    for frame in frames:
-        chunk.append(frame)
-        if len(chunk) == length:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _stacked(frames: list[Frame], path: str | Path) -> xr.DataArray:

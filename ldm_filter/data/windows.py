@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ldm_filter.types import Context, Sequences
 
-__all__ = ["Windows", "split"]
+__all__ = ["Windows", "split", "split_spans"]
+
+MANY = 5  # series, of which whole ones are held out
 
 
 class Windows:
@@ -33,14 +35,20 @@ class Windows:
     [[0, 0], [0, 4], [0, 6]]
     """
 
+    # Most steps that whoever looks at many windows at once may keep; None: as many as it likes, they are in memory anyway.
+    room: int | None = None
+
     def __init__(self, sequences: Sequences, length: int | None = None, overlap: int = 0) -> None:
-        longest = int(sequences.lengths.max())
+        self.sequences, self.lengths = sequences, sequences.lengths
+        self._cut(length, overlap)
+
+    def _cut(self, length: int | None, overlap: int = 0) -> None:
+        longest = int(self.lengths.max())
         if length is not None and length < 1:
             raise ValueError(f"`length` is {length}, expected at least 1 step, or None for whole series.")
         self.length = longest if length is None else min(length, longest)
         if not overlap >= 0 or (length is not None and overlap >= length):
             raise ValueError(f"`overlap` is {overlap}, expected 0 to {(length or longest) - 1}, less than the windows' length.")
-        self.sequences = sequences
         self.stride = max(1, self.length - overlap)
 
     def index(self, generator: torch.Generator | None = None, shuffle: bool = False) -> Tensor:
@@ -50,7 +58,7 @@ class Windows:
             generator: source of the random offsets and order.
             shuffle: False gives the plain cover in order.
         """
-        last = (self.sequences.lengths - self.length).clamp(min=0)
+        last = (self.lengths - self.length).clamp(min=0)
         counts = (last + self.stride - 1) // self.stride + 1
         if shuffle:
             counts = torch.where(counts > 2, counts + 1, counts)  # room for the offset; two windows already touch both ends
@@ -65,7 +73,7 @@ class Windows:
 
     def take(self, index: Tensor) -> Sequences:
         """The windows at ``index`` ``(b, 2)`` as a batch ``(b, length, *event)``."""
-        lengths = (self.sequences.lengths[index[:, 0]] - index[:, 1]).clamp(max=self.length)
+        lengths = (self.lengths[index[:, 0]] - index[:, 1]).clamp(max=self.length)
         values, observed, _, context = self.sequences
         parts = (None if part is None else self.gather(part.expand(len(values), *part.shape[1:]), index) for part in context)
         return Sequences(self.gather(values, index), self.gather(observed, index), lengths, Context(*parts))
@@ -112,19 +120,33 @@ def split(sequences: Sequences, fraction: float = 0.1, generator: torch.Generato
     Raises:
         ValueError: ``fraction`` out of range, or series too short to leave two steps on either side.
     """
+    train, held_out = split_spans(sequences.lengths, fraction, generator)
+    if len(sequences.lengths) >= MANY:
+        return _trimmed(sequences, train[:, 0]), _trimmed(sequences, held_out[:, 0])
+    return _part(sequences, *train[:, 1:].unbind(1)), _part(sequences, *held_out[:, 1:].unbind(1))
+
+
+def split_spans(lengths: Tensor, fraction: float = 0.1, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """What :func:`split` takes of series of these lengths: rows (series, first step, steps), ``(train, validation)``.
+
+    >>> [part.tolist() for part in split_spans(torch.tensor([20, 40]), 0.1)]
+    [[[0, 0, 18], [1, 0, 36]], [[0, 18, 2], [1, 36, 4]]]
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` is {fraction}, expected a share between 0 and 1.")
-    count = len(sequences.lengths)
-    if count >= 5:
+    count = len(lengths)
+    series = torch.arange(count)
+    if count >= MANY:
         order = torch.randperm(count, generator=generator)
         held_out = min(max(1, round(fraction * count)), count - 1)
-        return _trimmed(sequences, order[held_out:].sort().values), _trimmed(sequences, order[:held_out].sort().values)
-    tails = (fraction * sequences.lengths).round().long().clamp(min=2)
-    cuts = sequences.lengths - tails
+        whole = torch.stack([series, torch.zeros_like(lengths), lengths], 1)
+        return whole[order[held_out:].sort().values], whole[order[:held_out].sort().values]
+    tails = (fraction * lengths).round().long().clamp(min=2)
+    cuts = lengths - tails
     if int(cuts.min()) < 2:
-        shortest = int(sequences.lengths.min())
+        shortest = int(lengths.min())
         raise ValueError(f"`sequences` has a series of {shortest} steps, too short to split off {fraction:g} of it; pass `validation` data yourself.")
-    return _part(sequences, torch.zeros_like(cuts), cuts), _part(sequences, cuts, tails)
+    return torch.stack([series, torch.zeros_like(cuts), cuts], 1), torch.stack([series, cuts, tails], 1)
 
 
 def _trimmed(sequences: Sequences, series: Tensor) -> Sequences:

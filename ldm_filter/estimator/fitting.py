@@ -40,12 +40,15 @@ __all__ = [
     "initialise",
     "make_plan",
     "mostly_complete",
+    "plan_of",
     "restart_dynamics",
     "run_training",
+    "window_length",
 ]
 
 LEAST_UPDATES = 600
 MOST_ROWS = 20_000
+LEAST_SPLIT = 20  # steps of the shortest series, below which nothing is held out
 
 
 @dataclass(frozen=True)
@@ -111,16 +114,25 @@ def make_plan(
     generator = torch.Generator().manual_seed(seed)
     held_out: Sequences | None
     if isinstance(validation, float):
-        sequences, held_out = split(sequences, validation, generator) if int(sequences.lengths.min()) >= 20 else (sequences, None)
+        sequences, held_out = split(sequences, validation, generator) if int(sequences.lengths.min()) >= LEAST_SPLIT else (sequences, None)
     else:
         held_out = validation
-    length = int(window or min(100, int(sequences.lengths.max())))
-    training = Windows(sequences, length)
+    length = window_length(sequences.lengths, window)
+    return plan_of(Windows(sequences, length), None if held_out is None else Windows(held_out, length), batch_size, epochs, seed)
+
+
+def window_length(lengths: Tensor, window: int | None) -> int:
+    """Steps of a training window over series of these lengths."""
+    return int(window or min(100, int(lengths.max())))
+
+
+def plan_of(training: Windows, validation: Windows | None, batch_size: int | None, epochs: int | None, seed: int) -> Plan:
+    """Windows with the batches and epochs that were left open."""
     count = len(training.index())
     batch_size = int(batch_size or max(4, min(32, count // 8)))
     updates = len(training.epoch(batch_size, torch.Generator().manual_seed(seed)))
     epochs = int(epochs or max(20, min(300, -(-LEAST_UPDATES // updates))))
-    return Plan(training, None if held_out is None else Windows(held_out, length), batch_size, epochs)
+    return Plan(training, validation, batch_size, epochs)
 
 
 def mostly_complete(sequences: Sequences) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm_filter.data.clips import Clips
 from ldm_filter.data.labels import parse
 from ldm_filter.estimator import fitting, settings, stages
 from ldm_filter.estimator.classical import Classical
+from ldm_filter.estimator.clips import drawn
 from ldm_filter.estimator.context import fit_context, parse_inputs
 from ldm_filter.estimator.options import training_options
 from ldm_filter.estimator.readouts import fit_observation_readout
@@ -137,7 +139,8 @@ class LDMFilter(Supervised, Classical):
 
         Args:
             data: ndarray ``(time, channel)``, ``(series, time, channel)`` or ``(series, time, y, x[, colour])``, tensor, DataFrame,
-                DataArray, Dataset, or a list of them with unequal lengths. NaN means missing.
+                DataArray, Dataset, or a list of them with unequal lengths. NaN means missing. Or :class:`~ldm_filter.data.Clips`, files of video
+                whose frames are decoded when a window needs them.
             inputs: known controls and exogenous series, a container like the data with a row per step (matched by time stamp where both have
                 one); one series may serve all. They drive the state and the observation: h_t = A h_{t-1} + B u_t + w, z_t = C h_t + D u_t + v.
             validation: held-out data, the share of ``data`` to hold out, or None. validation_inputs: the inputs beside held-out data.
@@ -193,7 +196,11 @@ class LDMFilter(Supervised, Classical):
         checkpoint: str | Path | None = None,
     ) -> fitting.Plan:
         """:meth:`fit` with its arguments checked and the size of the state settled; returns how the data were split."""
-        sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times)
+        lazy = None
+        if isinstance(data, Clips):
+            beside = {"inputs": inputs, "validation_inputs": validation_inputs, "times": times, "targets": targets.values}
+            lazy = drawn(data, validation, self.window, self.seed, self.dtype, **beside)
+        sequences, labels = parse(data, min_steps=2, dtype=self.dtype, times=times) if lazy is None else (lazy.training.sequences, lazy.labels)
         self.labels_, self.input_labels_, self.calibration_ = labels, None, None
         if inputs is not None:
             known, self.input_labels_ = parse_inputs(inputs, labels, sequences, None)
@@ -206,9 +213,12 @@ class LDMFilter(Supervised, Classical):
         model = fitting.build(event_shape, self.get_params(), self.encoder, latent_dim, self.dtype, input_dim)
         self.model_ = model
         sequences = fit_context(model.dynamics, sequences, labels)
-        given = validation is not None and not isinstance(validation, float)
-        held_out = self._held_out(validation, validation_inputs, targets) if given else validation
-        plan = labelled_plan(fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed))
+        if lazy is None:
+            given = validation is not None and not isinstance(validation, float)
+            held_out = self._held_out(validation, validation_inputs, targets) if given else validation
+            plan = labelled_plan(fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed))
+        else:
+            plan = fitting.plan_of(lazy.training, lazy.validation, batch_size, epochs, self.seed)
         fitting.initialise(model, plan.training.sequences)
         weight = None
         if names:

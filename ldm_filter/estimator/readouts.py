@@ -35,7 +35,7 @@ def beliefs(model: LatentFilter, windows: Windows, most_steps: int = 60_000) -> 
     read-out would learn to repeat the noise. E[x_t | x_<t] is what identifies the emission x = W h + noise.
     """
     index = windows.index()
-    most = max(1, most_steps // windows.length)
+    most = max(1, (most_steps if windows.room is None else min(most_steps, windows.room)) // windows.length)
     if len(index) > most:
         index = index[torch.linspace(0, len(index) - 1, most).round().long()]
     device = model.encoder.center.device
