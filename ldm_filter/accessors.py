@@ -45,12 +45,12 @@ class LDMAccessor:
         return self._apply(model, "smooth", arguments)
 
     def forecast(self, model: LDMFilter, horizon: int, **arguments: Any) -> Any:
-        """``model.forecast``."""
-        return _with_units(model.forecast(_loaded(self._data), horizon, **arguments), _units(self._data))
+        """``model.forecast``; where the series are chunks of dask, lazily, chunk by chunk."""
+        return self._apply(model, "forecast", {"horizon": horizon} | arguments)
 
     def anomalies(self, model: LDMFilter, **arguments: Any) -> Any:
-        """``model.anomalies``."""
-        return _with_units(model.anomalies(_loaded(self._data), **arguments), _units(self._data))
+        """``model.anomalies``; where the series are chunks of dask, lazily, chunk by chunk."""
+        return self._apply(model, "anomalies", arguments)
 
     def plot(self, data: Any = None, **arguments: Any) -> Figure:
         """Estimate with band, gaps and what else :func:`~ldm_filter.plots.plot_filter` draws, in the units of the data.
@@ -79,7 +79,8 @@ class LDMAccessor:
 
         first = block(whole.isel(series=[0]).compute())
         count = {"series": self._data.sizes["series"]}
-        template = xr.Dataset({name: _stretched(variable, whole) for name, variable in first.data_vars.items()}, attrs=first.attrs)
+        variables = {name: _stretched(variable, whole) for name, variable in first.data_vars.items()}
+        template = xr.Dataset(variables, {name: part for name, part in first.coords.items() if "series" not in part.dims}, attrs=first.attrs)
         template = template.assign_coords({name: whole[name] for name in ("series",) if name in whole.coords})
         assert template.sizes["series"] == count["series"]
         return _with_units(xr.map_blocks(block, whole, template=template), units)

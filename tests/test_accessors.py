@@ -71,3 +71,33 @@ def test_chunks_of_series_are_lazy_and_right(model: LDMFilter):
         assert lazy.series.values.tolist() == list("abcde")
         single = dataset().chunk(time=40).ldm.filter(model)
     xr.testing.assert_equal(single, dataset().ldm.filter(model))
+
+
+@pytest.mark.parametrize("method", ["filter", "smooth", "forecast", "anomalies"])
+def test_only_the_chunks_that_are_asked_for_are_read(model: LDMFilter, method: str):
+    dask, array = pytest.importorskip("dask"), pytest.importorskip("dask.array")
+    values, asked = waves(6), list[int]()
+
+    def read(block: np.ndarray, block_info: dict | None = None) -> np.ndarray:
+        asked.append(block_info[0]["chunk-location"][0])  # type: ignore[index]
+        return block
+
+    chunks = array.map_blocks(read, array.from_array(values, chunks=(2, -1, -1)), dtype=float, meta=np.empty((0, 0, 0)))
+    data = xr.DataArray(chunks, {"series": list("abcdef"), "channel": ["heat", "load"]}, ("series", "time", "channel"))
+    arguments = {"horizon": 5} if method == "forecast" else {}
+    whole = getattr(model, method)(data.copy(data=values), **arguments)
+    asked.clear()
+    with dask.config.set(scheduler="synchronous"):
+        lazy = getattr(data.ldm, method)(model, **arguments)
+        assert set(asked) <= {0}  # the first series, for the layout of the result
+        asked.clear()
+        name = next(iter(lazy.data_vars))
+        some = lazy[name].sel(series=["e", "f"]).compute()
+        assert asked == [2]
+        np.testing.assert_allclose(some, whole[name].sel(series=["e", "f"]), rtol=1e-5, atol=1e-6)
+        asked.clear()
+        everything = lazy.compute()
+        assert sorted(asked) == [0, 1, 2]
+    assert set(everything.coords) == set(whole.coords)
+    for name, variable in whole.data_vars.items():
+        np.testing.assert_allclose(everything[name], variable, rtol=1e-5, atol=1e-6, err_msg=str(name))

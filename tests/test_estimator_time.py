@@ -118,6 +118,44 @@ def test_training_on_irregular_stamps_and_forecasting_from_them() -> None:
     assert float(np.sqrt(np.mean((filled - truth)[hidden] ** 2))) < 0.25
 
 
+@pytest.mark.parametrize("kind", ["linear", "continuous"])
+def test_stamps_whose_typical_gap_is_two_intervals_lie_on_the_grid(kind: str) -> None:
+    """Fitted on them, the model is that of the grid: motion over one interval, and forecasts from one to the next."""
+    frame = swing(900, zone=None)
+    kept = np.sort(np.random.default_rng(5).permutation(900)[:380])
+    part = frame.iloc[kept]
+    assert np.median(np.diff(kept)) == 2
+    model = LDMFilter(4, dynamics=kind, dtype=torch.float64, seed=1).fit(part, epochs=30, progress=False)
+    assert model.labels_.attrs["step"] == 600.0
+    with_gaps = frame.where(frame.index.to_series().isin(part.index), np.nan).loc[part.index[0] : part.index[-1]]
+    same(model.smooth(part), model.smooth(with_gaps).isel(time=with_gaps.index.isin(part.index)), 1e-8)
+    ahead = model.forecast(part, 12)
+    assert list(ahead.index) == list(pd.date_range(part.index[-1], periods=13, freq="10min")[1:])
+    truth = np.cos(0.25 * (kept[-1] + np.arange(1, 13))[:, None] + np.arange(3))
+    assert float(np.sqrt(np.mean((ahead.xs("mean", axis=1, level=1).to_numpy() - truth) ** 2))) < 0.3
+
+
+def test_a_forecast_from_a_coarser_grid_goes_as_far_as_its_stamps_say(fitted: dict[str, LDMFilter]) -> None:
+    frame = swing()
+    past = frame.iloc[:201]
+    gaps = past.copy()
+    gaps.iloc[1::2] = np.nan
+    for model in fitted.values():
+        coarse, fine = model.forecast(past.iloc[::2], 5), model.forecast(gaps, 10)
+        pd.testing.assert_frame_equal(coarse, fine.iloc[1::2], check_freq=False, rtol=1e-9)
+
+
+def test_a_calendar_goes_on_step_by_step() -> None:
+    """Weekends are no gaps in business days, in the data as in the forecast."""
+    frame = swing(240, zone=None)
+    days = frame.set_axis(pd.bdate_range("2024-01-01", periods=240, name="time"))
+    for kind in ("linear", "continuous"):
+        model = LDMFilter(3, dynamics=kind, dtype=torch.float64).fit(frame.reset_index(drop=True), epochs=1, progress=False)
+        dated = LDMFilter(3, dynamics=kind, dtype=torch.float64).fit(days, epochs=1, progress=False)
+        plain = model.forecast(frame.reset_index(drop=True), 9)
+        np.testing.assert_allclose(dated.forecast(days, 9).to_numpy(), plain.to_numpy(), rtol=1e-9)
+
+
 def test_sensors_of_different_rates_on_one_clock() -> None:
     frame = swing(400, zone=None)
     fast, slow = frame[["c0", "c1"]], frame[["c2"]].iloc[::4].shift(freq="3min")

@@ -61,7 +61,9 @@ class Clips:
         room = self.memory // 4 // int(np.prod(self.event_shape))
         self.piece = min(PIECE, room // LEAST_PIECES)
         if self.piece < 8:
-            raise ValueError(f"memory is {self.memory} bytes, room for {room} frames of {self.event_shape}, expected at least 32; raise it or lower size")
+            raise ValueError(
+                f"memory is {self.memory} bytes, room for {room} frames of {self.event_shape}, expected at least 32; raise it or lower size"
+            )
         self.most_pieces = room // self.piece
         self._kept: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self.held = self.most_held = self.decoded = 0

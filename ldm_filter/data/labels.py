@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ldm_filter.data.containers import ACCEPTED, Opened, default_names, from_long, given_times, open_container
-from ldm_filter.data.times import median_step, time_kind
+from ldm_filter.data.times import grid_step, time_kind
 from ldm_filter.types import Labels, Sequences
 
 __all__ = ["describe", "from_description", "parse"]
@@ -192,8 +192,9 @@ def _pack(opened: Opened, dtype: torch.dtype) -> Sequences:
 
 def _labels(opened: Opened, expected: Labels | None, ragged: bool) -> Labels:
     times = tuple(index for block, index in zip(opened.blocks, opened.times, strict=True) for _ in range(block.shape[0]))
-    known = [step for step in (median_step(index) for index in opened.times) if step is not None]
-    step = float(np.median(known)) if known else (None if expected is None else expected.attrs["step"])
+    step = grid_step(opened.times)
+    if step is None and expected is not None:
+        step = expected.attrs["step"]
     attrs = {
         "event_shape": opened.event_shape,
         "columns": opened.columns,

@@ -15,10 +15,24 @@ import pandas as pd
 
 from ldm_filter.types import Labels
 
-__all__ = ["check_times", "future_times", "intervals", "median_step", "naive_utc", "seconds", "time_kind", "time_zone"]
+__all__ = [
+    "check_times",
+    "future_times",
+    "grid_step",
+    "intervals",
+    "is_calendar",
+    "is_whole",
+    "median_step",
+    "naive_utc",
+    "seconds",
+    "time_kind",
+    "time_zone",
+]
 
 _CLOCK = {"hours", "minutes", "seconds", "milliseconds", "microseconds"}
 _DAY = pd.Timedelta(days=1)
+_MOST_PARTS = 6  # a typical gap may be as many sampling intervals
+_WHOLE = 0.1  # of an interval, by which a stamp may lie off its grid
 
 
 def seconds(times: Any) -> np.ndarray:
@@ -50,6 +64,33 @@ def median_step(times: Any) -> float | None:
     return float(np.median(np.diff(elapsed))) if len(elapsed) > 1 else None
 
 
+def is_whole(ratio: np.ndarray) -> bool:
+    """Whether gaps in sampling intervals are whole numbers of them, each within a tenth."""
+    return bool((np.abs(ratio - np.maximum(np.round(ratio), 1.0)) <= _WHOLE).all())
+
+
+def grid_step(times: Sequence[Any]) -> float | None:
+    """The sampling interval of series of stamps, in the unit of `seconds`; None where no series has two stamps.
+
+    The median gap; or, of stamps so thinned that it is several intervals, the largest part of a typical gap (to a sixth) that all gaps are whole
+    multiples of. Stamps on no such grid have their median gap.
+
+    >>> grid_step([[0, 20, 30, 50, 70, 90]]), grid_step([[0, 1, 3, 4]]), grid_step([[0.0, 1.0, 1.7, 3.1]])
+    (10.0, 1.0, 1.0)
+    """
+    return _grid([np.diff(seconds(index)) for index in times if len(index) > 1])
+
+
+def _grid(gaps: list[np.ndarray]) -> float | None:
+    if not gaps:
+        return None
+    middle, pooled = float(np.median([np.median(part) for part in gaps])), np.concatenate(gaps)
+    if is_whole(pooled / middle):
+        return middle
+    typical = float(np.quantile(pooled, 0.5, method="lower"))  # a gap that there is: the median may be the mean of two
+    return next((typical / parts for parts in range(1, _MOST_PARTS + 1) if is_whole(pooled * parts / typical)), middle)
+
+
 def intervals(times: Sequence[pd.Index], step: float) -> np.ndarray | None:
     """Time from every stamp to the next, in the unit of `seconds`; None where all of them are one ``step``.
 
@@ -69,12 +110,12 @@ def intervals(times: Sequence[pd.Index], step: float) -> np.ndarray | None:
     rows = [next(iter(distinct.values()))] if len(distinct) == 1 else list(times)
     found = np.full((len(rows), max(len(index) for index in rows)), step)
     for row, index in zip(found, rows, strict=True):
-        if not _is_calendar(index):
+        if not is_calendar(index):
             row[1 : len(index)] = np.diff(seconds(index))
     return None if np.allclose(found, step, rtol=1e-6, atol=0.0) else found
 
 
-def _is_calendar(index: pd.Index) -> bool:
+def is_calendar(index: pd.Index) -> bool:
     """Regular in the sense of a calendar, whose steps differ in length."""
     if not isinstance(index, pd.DatetimeIndex) or len(index) < 3:
         return False
@@ -167,7 +208,7 @@ def future_times(labels: Labels, horizon: int) -> tuple[pd.Index, ...]:
     """The stamps of the next ``horizon`` steps of every series.
 
     A regular calendar is continued as such (months, business days, days of local time across a change of summer time);
-    everything else goes on with the series' median step, counted in absolute time.
+    everything else goes on with the series' own sampling interval (see `grid_step`), counted in absolute time.
 
     Args:
         labels: the labels of the data that the forecast starts from.
@@ -201,7 +242,7 @@ def _continue(index: pd.Index, horizon: int, step: float | None) -> pd.Index:
     if isinstance(index, pd.TimedeltaIndex):
         stride = _native_step(index, step)
         return (index[-1] + pd.to_timedelta(counts * stride, unit=index.unit)).as_unit(index.unit).rename(index.name)
-    own_step = median_step(index)
+    own_step = grid_step([index])
     gap = own_step if own_step is not None else step
     assert gap is not None  # refused above
     whole = pd.api.types.is_integer_dtype(index.dtype) and gap.is_integer()
@@ -209,9 +250,10 @@ def _continue(index: pd.Index, horizon: int, step: float | None) -> pd.Index:
 
 
 def _native_step(index: pd.DatetimeIndex | pd.TimedeltaIndex, step: float | None) -> int:
-    """The median step in the index's own resolution."""
-    if len(index) > 1:
-        return max(1, round(float(np.median(np.diff(index.asi8)))))
+    """The sampling interval in the index's own resolution."""
+    own = _grid([np.diff(index.asi8).astype(np.float64)]) if len(index) > 1 else None
+    if own is not None:
+        return max(1, round(own))
     assert step is not None
     return max(1, round(step / (pd.Timedelta(1, unit=index.unit) / np.timedelta64(1, "s"))))
 

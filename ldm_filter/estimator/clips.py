@@ -39,7 +39,9 @@ def drawn(clips: Clips, validation: Any, window: int | None, seed: int, dtype: t
     """
     for name, value in beside.items():
         if value is not None:
-            raise ValueError(f"{name} is given, but data is Clips, whose frames stay in their files; pass [read_video(path), ...] together with {name}")
+            raise ValueError(
+                f"{name} is given, but data is Clips, whose frames stay in their files; pass [read_video(path), ...] together with {name}"
+            )
     train, held_out, labels = _whole(clips), None, _labels(clips, dtype)
     if isinstance(validation, float) and int(clips.lengths.min()) >= LEAST_SPLIT:
         train, held_out = split_spans(clips.lengths, validation, torch.Generator().manual_seed(seed))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm_filter.data.labels import parse
 from ldm_filter.data.scaling import statistics
-from ldm_filter.data.times import future_times, intervals, seconds
+from ldm_filter.data.times import future_times, intervals, is_calendar, is_whole, seconds
 from ldm_filter.models.base import Dynamics
 from ldm_filter.types import Context, Labels, Sequences
 
@@ -33,14 +33,9 @@ def timed(sequences: Sequences, labels: Labels, fitted: Labels, uses: str) -> Se
     if uses == "no" or step is None or fitted.attrs["time_kind"] not in (None, labels.attrs["time_kind"]):
         return sequences
     dt = intervals(labels.times, step)
-    if dt is None or (uses == "grid" and not _on_grid(dt / step)):
+    if dt is None or (uses == "grid" and not is_whole(dt / step)):
         return sequences
     return sequences._replace(context=sequences.context._replace(dt=torch.from_numpy(dt)))
-
-
-def _on_grid(ratio: np.ndarray) -> bool:
-    whole = np.maximum(ratio.round(), 1.0)
-    return bool((np.abs(ratio - whole) <= 0.1).all())
 
 
 def parse_inputs(inputs: Any, labels: Labels, sequences: Sequences, expected: Labels | None, horizon: int = 0) -> tuple[Inputs, Labels]:
@@ -124,11 +119,13 @@ def future_context(dynamics: Dynamics, labels: Labels, fitted: Labels, horizon: 
     """Time steps and inputs of the steps that a forecast is for."""
     dt = None
     step = fitted.attrs["step"]
-    if dynamics.uses_time == "any" and step is not None and labels.attrs["time_kind"] == fitted.attrs["time_kind"]:
-        joined = [pd.Index(times[-1:]).append(ahead) for times, ahead in zip(labels.times, future_times(labels, horizon), strict=True)]
-        dt = torch.from_numpy(np.stack([np.diff(seconds(index)) for index in joined]))
-        if bool(((dt - labels.attrs["step"]).abs() <= 1e-6 * step).all()) and abs(labels.attrs["step"] - step) <= 1e-6 * step:
-            dt = None
+    if dynamics.uses_time != "no" and step is not None and labels.attrs["time_kind"] == fitted.attrs["time_kind"]:
+        future = future_times(labels, horizon)
+        joined = [pd.Index(times[-1:]).append(ahead) for times, ahead in zip(labels.times, future, strict=True)]
+        rows = zip(labels.times, joined, strict=True)
+        gaps = np.stack([np.full(horizon, step) if is_calendar(times) else np.diff(seconds(index)) for times, index in rows])
+        same = bool((np.abs(gaps - step) <= 1e-6 * step).all())
+        dt = None if same or (dynamics.uses_time == "grid" and not is_whole(gaps / step)) else torch.from_numpy(gaps)
     return Context(dt, None if inputs is None else inputs.future)
 
 

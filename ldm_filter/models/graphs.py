@@ -80,7 +80,7 @@ class StepGraph(nn.Module):
         if dynamics.latent_dim > MOST_LATENTS:
             raise ValueError(f"latent_dim is {dynamics.latent_dim}, at most {MOST_LATENTS} are exported; lower it, or export part='encoder'")
         self.encoder, self.readout, self.channelwise = EncoderGraph(model.encoder), readout, model.encoder.channelwise
-        ssm = dynamics.exact()
+        ssm = dynamics.state_space()  # rounded as the model itself has it, so that both filter with the same matrices
         matrices = dict(zip(("A", "a", "Q", "C", "c", "start_mean", "start_cov"), (*ssm[:-1], *ssm.initial), strict=True))
         self.has_inputs, self.event_shape = bool(dynamics.input_dim), model.encoder.event_shape
         if self.has_inputs:
@@ -88,7 +88,7 @@ class StepGraph(nn.Module):
             matrices |= {"input_mean": dynamics.input_mean.double(), "input_scale": dynamics.input_scale.double()}
         matrices["log_turn"] = torch.tensor(math.log(2.0 * math.pi), dtype=torch.float64)  # a plain number would be rounded to float32 on the way
         for name, value in matrices.items():
-            self.register_buffer(name, value.detach().clone().to(model.encoder.center.device))
+            self.register_buffer(name, value.detach().double().clone().to(model.encoder.center.device))
 
     def forward(
         self, values: Tensor, state_mean: Tensor, state_cov: Tensor, first: Tensor, inputs: Tensor | None = None

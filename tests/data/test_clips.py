@@ -85,9 +85,7 @@ def test_a_fit_with_little_room_holds_few_frames_and_is_as_good(folder: Path) ->
     assert found.most_held <= 200 < int(found.lengths.sum())
     sample = drawn(found, 0.1, 16, 0, torch.float32).training.sequences.values
     assert sample.shape[0] * sample.shape[1] * SIZE * SIZE * 5 <= 0.6 * found.memory
-    mine, theirs = (
-        np.mean([float(abs(model.filter(clip).reconstruction_mean - clip).mean()) for clip in frames]) for model in (lazily, at_once)
-    )
+    mine, theirs = (np.mean([float(abs(model.filter(clip).reconstruction_mean - clip).mean()) for clip in frames]) for model in (lazily, at_once))
     assert mine < 1.2 * theirs
 
 

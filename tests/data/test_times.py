@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ldm_filter.data import future_times, median_step, parse, seconds
-from ldm_filter.data.times import check_times, naive_utc, time_zone
+from ldm_filter.data.times import check_times, grid_step, naive_utc, time_zone
 from ldm_filter.types import Labels
 
 
@@ -44,6 +44,20 @@ def test_seconds_of_numbers_and_durations():
 def test_median_step():
     assert median_step(pd.DatetimeIndex(["2024-01-01", "2024-01-02", "2024-01-03", "2024-02-01"])) == 86400.0
     assert median_step([5]) is None
+
+
+def test_the_grid_behind_thinned_stamps():
+    random, grid = np.random.default_rng(0), pd.date_range("2024", periods=400, freq="10min", tz="Europe/Berlin")
+    for share in (0.25, 0.4, 0.5, 0.7, 1.0):
+        kept = grid[np.sort(random.permutation(400)[: int(400 * share)])]
+        assert grid_step([kept]) == pytest.approx(600.0)
+        assert grid_step([kept[:30], kept[50:]]) == pytest.approx(600.0)
+    shaken = np.cumsum(random.integers(1, 4, size=200) + random.uniform(-0.02, 0.02, size=200))
+    assert grid_step([shaken]) == pytest.approx(1.0, abs=0.02)
+    free = np.cumsum(random.uniform(0.5, 3.0, size=200))
+    assert grid_step([free]) == median_step(free)
+    assert grid_step([pd.date_range("2024", periods=24, freq="MS")]) == median_step(pd.date_range("2024", periods=24, freq="MS"))
+    assert grid_step([[7.0], []]) is None
 
 
 def test_naive_utc_keeps_the_instants():
@@ -157,7 +171,8 @@ def test_numbers_go_on():
     assert ahead(pd.RangeIndex(0, 10, 5), 2).tolist() == [10, 15]
     assert ahead(pd.Index([1, 2, 4, 5]), 2).tolist() == [6, 7]
     assert ahead(pd.Index([1, 2, 4, 5]), 2).dtype == np.int64
-    assert ahead(pd.Index([0, 1, 3]), 2).tolist() == [4.5, 6.0]
+    assert ahead(pd.Index([0, 1, 3]), 2).tolist() == [4, 5]
+    assert ahead(pd.Index([0.0, 1.0, 2.7]), 2).tolist() == pytest.approx([4.05, 5.4])
     assert ahead(pd.Index([0.0, 0.5, 1.0], name="t"), 2).tolist() == [1.5, 2.0]
     assert ahead(pd.to_timedelta([0, 2, 4], unit="s"), 1).tolist() == [pd.Timedelta(seconds=6)]
 
