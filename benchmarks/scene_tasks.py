@@ -75,8 +75,8 @@ SETTINGS: dict[str, Settings] = {
         hidden=bouncing_ball.HIDDEN,
     ),
     "gym-pendulum": Settings(3, 2, dynamics="ekf", encoder="linear", epochs=30, steps=75, series=300, baseline=(16, 12)),
-    "gym-cartpole": Settings(6, 4, epochs=20, baseline=(12, 12)),
-    "moving-digits": Settings(6, 4, series=800, baseline=(16, 16), hidden=moving_digits.BLACKOUT),
+    "gym-cartpole": Settings(24, 16, epochs=600, series=300, baseline=(24, 16)),
+    "moving-digits": Settings(24, 16, epochs=20, gaps=0.5, series=800, readout=400, test=400, baseline=(16, 16), hidden=moving_digits.BLACKOUT),
 }
 NAMES: dict[str, tuple[str, ...]] = {"bouncing-ball": ("x", "y"), "moving-digits": ("x", "y"), **gym_scenes.NAMES}
 
