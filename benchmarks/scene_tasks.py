@@ -165,19 +165,19 @@ class Estimate(NamedTuple):
 
 
 def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
-    """All figures, through an affine read-out whose covariance turns with the estimate; ``mlp_r2``: through a network.
+    """All figures, through an affine read-out with covariance fitted on the read-out's sequences; ``mlp_r2``: through a network.
 
-    Both are fitted on the read-out's sequences alone. ``coverage95_constant``: of the read-out with one residual covariance for all places.
+    Those in ``_turned`` are of a covariance that depends on the estimate (`ldm_filter.metrics.covariance_regression`), fitted on the same rows.
     """
     known, asked = data.readout, data.test.asked
-    rows = readout.mean[known.asked], known.truth[known.asked].astype(float)
+    rows, reference = (readout.mean[known.asked], known.truth[known.asked].astype(float)), readout.cov[known.asked]
     fit = metrics.affine_fit(*rows)
-    seen, found = fit.apply(rows[0]), fit.apply(test.mean)[asked]
-    reference = readout.cov[known.asked]
-    before, cov = (metrics.decoded_covariance(fit.matrix, given, fit.residual_cov, reference) for given in (reference, test.cov[asked]))
-    turn = metrics.covariance_regression(seen, rows[1] - seen, before)
-    figures = judge(found, turn.apply(found, cov), data)
-    figures["coverage95_constant"] = metrics.coverage(found, cov, data.test.truth[asked].astype(float), 0.95)
+    seen, mean = fit.apply(rows[0]), fit.apply(test.mean)[asked]
+    seen_cov, cov = (metrics.decoded_covariance(fit.matrix, part, fit.residual_cov, reference) for part in (reference, test.cov[asked]))
+    turned = metrics.covariance_regression(seen, rows[1] - seen, seen_cov).apply(mean, cov)
+    of_turned = metrics.scores(mean, turned, data.test.truth[asked].astype(float))
+    figures = judge(mean, cov, data)
+    figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
     figures["mlp_r2"] = _mlp_r2(*rows, test.mean[asked], data.test.truth[asked], data.seed)
     return figures if test.nis is None else figures | {"nis": test.nis}
 
