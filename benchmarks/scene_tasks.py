@@ -78,6 +78,8 @@ SETTINGS: dict[str, Settings] = {
     "gym-cartpole": Settings(24, 16, epochs=600, series=300, baseline=(24, 16)),
     "moving-digits": Settings(24, 16, epochs=20, gaps=0.5, series=800, readout=400, test=400, baseline=(16, 16), hidden=moving_digits.BLACKOUT),
 }
+# Training, read-out, test: digits of other people each, so that the read-out says what is to be expected of digits never seen.
+DIGIT_SHARES = ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0))
 NAMES: dict[str, tuple[str, ...]] = {"bouncing-ball": ("x", "y"), "moving-digits": ("x", "y"), **gym_scenes.NAMES}
 
 
@@ -120,7 +122,7 @@ class Bench:
         """Split 0, 1, 2: training, read-out, test; frames are hidden in the last two."""
         chosen, rng = self.settings, np.random.default_rng([self.seed, 3000 + number])
         series, hidden = (chosen.series, chosen.readout, chosen.test)[number], chosen.hidden
-        frames, truth, actions = _SCENES[self.task](series, chosen.steps, rng, number < 2)
+        frames, truth, actions = _SCENES[self.task](series, chosen.steps, rng, number)
         asked = np.full(truth.shape[:2], hidden is None)
         if hidden is not None and number:
             frames = frames.copy()
@@ -132,17 +134,17 @@ class Bench:
 Scene = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]
 
 
-def _ball(series: int, steps: int, rng: np.random.Generator, training: bool) -> Scene:
+def _ball(series: int, steps: int, rng: np.random.Generator, split: int) -> Scene:
     found = bouncing_ball.generate(series, steps, rng)
     return found.frames, found.states[..., :2], None
 
 
-def _digits(series: int, steps: int, rng: np.random.Generator, training: bool) -> Scene:
-    found = moving_digits.generate(series, steps, rng, training)
+def _digits(series: int, steps: int, rng: np.random.Generator, split: int) -> Scene:
+    found = moving_digits.generate(series, steps, rng, DIGIT_SHARES[split])
     return found.frames, found.states[..., :2], None
 
 
-_SCENES: dict[str, Callable[[int, int, np.random.Generator, bool], Scene]] = {
+_SCENES: dict[str, Callable[[int, int, np.random.Generator, int], Scene]] = {
     "bouncing-ball": _ball,
     "moving-digits": _digits,
     "gym-pendulum": lambda series, steps, rng, _: gym_scenes.pendulum(series, steps, rng),

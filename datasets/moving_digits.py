@@ -15,7 +15,7 @@ SIZE, DIGIT = 24, 8
 SLOWEST, FASTEST = 0.4, 1.6  # pixels per frame, of each coordinate
 NOISE_VAR = 0.01
 BLACKOUT = slice(20, 28)
-TRAINING_SHARE = 0.8
+TRAINING_SHARE = (0.0, 0.8)
 
 
 class MovingDigits(NamedTuple):
@@ -38,14 +38,13 @@ def _digits() -> tuple[NDArray, NDArray]:
     return found.images / 16.0, found.target
 
 
-def generate(series: int, steps: int, rng: np.random.Generator, training: bool = True) -> MovingDigits:
-    """Digits of the first 80 % of the collection (``training``) or of the rest, at constant velocity between elastic borders.
+def generate(series: int, steps: int, rng: np.random.Generator, share: tuple[float, float] = TRAINING_SHARE) -> MovingDigits:
+    """Digits of a share of the collection (in its order, so that other shares are other people's), at constant velocity between elastic borders.
 
     The corner may be anywhere in [0, 16]^2; between pixels the digit is shifted bilinearly.
     """
     images, labels = _digits()
-    cut = int(TRAINING_SHARE * len(images))
-    chosen = rng.integers(0, cut, series) if training else rng.integers(cut, len(images), series)
+    chosen = rng.integers(*(int(part * len(images)) for part in share), series)
     width = float(SIZE - DIGIT)
     start = rng.uniform(0.0, width, (series, 1, 2))
     velocity = rng.uniform(SLOWEST, FASTEST, (series, 1, 2)) * rng.choice([-1.0, 1.0], (series, 1, 2))
