@@ -89,6 +89,7 @@ def _fit_ldm(dynamics: str, data: Bench) -> Fitted:
         window=chosen.window,
         learning_rate=chosen.learning_rate,
         dynamics_rate=chosen.dynamics_rate,
+        patience=chosen.patience,
         seed=data.seed,
         device=chosen.device,
     )

@@ -31,7 +31,7 @@ class Settings:
 
     Attributes:
         state_dim, latent_dim, dynamics, encoder, objective: of LDMFilter.
-        epochs, window, batch_size, learning_rate, dynamics_rate: of its training.
+        epochs, window, batch_size, learning_rate, dynamics_rate, patience: of its training.
         gaps: share of its training sequences with a run of frames hidden, as long as that of the test.
         series, steps: of the training data. readout, test: sequences of the read-out's fit and of the test.
         baseline: states and principal components of the classical filter.
@@ -49,6 +49,7 @@ class Settings:
     batch_size: int = 32
     learning_rate: float = 3e-3
     dynamics_rate: float = 5.0
+    patience: int | str | None = "auto"
     gaps: float = 0.0
     series: int = 400
     steps: int = 50
@@ -75,7 +76,7 @@ SETTINGS: dict[str, Settings] = {
         hidden=bouncing_ball.HIDDEN,
     ),
     "gym-pendulum": Settings(3, 2, dynamics="ekf", encoder="linear", epochs=30, steps=75, series=300, baseline=(16, 12)),
-    "gym-cartpole": Settings(24, 16, epochs=600, series=300, baseline=(24, 16)),
+    "gym-cartpole": Settings(24, 16, epochs=600, patience=None, series=300, baseline=(24, 16)),
     "moving-digits": Settings(24, 16, epochs=20, gaps=0.5, series=800, readout=400, test=400, baseline=(16, 16), hidden=moving_digits.BLACKOUT),
 }
 # Training, read-out, test: digits of other people each, so that the read-out says what is to be expected of digits never seen.
