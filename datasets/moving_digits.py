@@ -44,7 +44,8 @@ def generate(series: int, steps: int, rng: np.random.Generator, share: tuple[flo
     The corner may be anywhere in [0, 16]^2; between pixels the digit is shifted bilinearly.
     """
     images, labels = _digits()
-    chosen = rng.integers(*(int(part * len(images)) for part in share), series)
+    first, end = (int(part * len(images)) for part in share)
+    chosen = rng.integers(first, end, series)
     width = float(SIZE - DIGIT)
     start = rng.uniform(0.0, width, (series, 1, 2))
     velocity = rng.uniform(SLOWEST, FASTEST, (series, 1, 2)) * rng.choice([-1.0, 1.0], (series, 1, 2))

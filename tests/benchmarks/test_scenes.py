@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from benchmarks import quality, records, scene_methods
+from benchmarks import quality, records, scene_methods, scene_tasks
 from benchmarks.scene_tasks import Bench, Estimate, evaluate, judge, settings_of
+from datasets import moving_digits
 
 
 def test_an_affine_image_of_the_truth_gets_full_marks() -> None:
@@ -64,8 +66,26 @@ def test_unknown_names_are_refused() -> None:
             call()
 
 
+def test_training_read_out_and_test_show_digits_of_other_people() -> None:
+    shares = np.array(scene_tasks.DIGIT_SHARES)
+    assert (shares[1:, 0] >= shares[:-1, 1]).all() and shares[0, 0] == 0.0 and shares[-1, 1] == 1.0
+    targets = load_digits().target
+    for number, share in enumerate(scene_tasks.DIGIT_SHARES):
+        first, end = (int(part * len(targets)) for part in share)
+        labels = moving_digits.generate(40, 2, np.random.default_rng(number), share).labels
+        np.testing.assert_array_equal(labels, targets[np.random.default_rng(number).integers(first, end, 40)])
+
+
 @pytest.mark.slow
 def test_a_pendulum_seen_by_nobody_before_is_known_with_its_rate() -> None:
     pytest.importorskip("gymnasium")
     figures = scene_methods.run("gym-pendulum", "", "ldm-ekf", "cpu", 0).metrics
     assert min(figures[f"r2_{name}"] for name in ("cos", "sin")) > 0.95 and figures["r2_angular_velocity"] > 0.9
+
+
+@pytest.mark.slow
+def test_the_angle_of_a_pole_on_a_moving_cart_is_known_with_its_rate() -> None:
+    pytest.importorskip("gymnasium")
+    figures = scene_methods.run("gym-cartpole", "", "ldm-linear", "cpu", 0).metrics
+    assert min(figures[f"r2_{name}"] for name in ("position", "angle")) > 0.95
+    assert min(figures[f"r2_{name}"] for name in ("velocity", "angular_velocity")) > 0.9
