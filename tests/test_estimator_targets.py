@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from ldm_filter import LDMFilter, metrics
+from ldm_filter.checkpoint import load_checkpoint, save_checkpoint
 from tests.waves import frame, waves
 
 
@@ -45,6 +46,10 @@ def test_the_covariance_of_targets_may_turn_with_the_state(fitted: LDMFilter, tm
         held[covariance] = float(metrics.gaussian_log_likelihood(0 * error, result.target_cov.values[2000:], error).mean())
     assert held["state-dependent"] > held["constant"] + 0.1
     xr.testing.assert_equal(LDMFilter.load(_saved(model, tmp_path)).smooth(data), model.smooth(data))
+    tensors, config = load_checkpoint(_saved(model, tmp_path))
+    older = {name: value for name, value in tensors.items() if not name.endswith(("turn_power", "turn_level"))}
+    save_checkpoint(tmp_path / "older.safetensors", older, config)  # written before errors had a power of their own
+    assert np.isfinite(LDMFilter.load(tmp_path / "older.safetensors").filter(data).target_cov.values).all()
     with pytest.raises(ValueError, match="covariance is 'round', expected one of 'constant', 'state-dependent'"):
         model.fit_readout(data, places, covariance="round")
     with pytest.raises(ValueError, match="40 targets are too many"):

@@ -124,6 +124,20 @@ def test_covariance_regression_keeps_a_covariance_that_needs_no_turn() -> None:
     assert (fit.apply(x, cov) / cov)[near] == pytest.approx(1.0, abs=0.12)
 
 
+def test_errors_that_grow_slower_than_the_given_covariance_are_covered_at_every_level_of_it() -> None:
+    """Std of the errors is the square root of what is claimed: without the power, quiet steps would be covered far too seldom, loud ones always."""
+    rng = np.random.default_rng(8)
+    x, spread = rng.standard_normal((20_000, 2)), np.exp(rng.uniform(-1.5, 1.5, (20_000, 1)))
+    error, cov = np.sqrt(spread) * draws((20_000,), 9), spread[..., None] ** 2 * COV
+    fit = covariance_regression(x[:10_000], error[:10_000], cov[:10_000])
+    assert fit.power == pytest.approx(-0.5, abs=0.03)
+    found = fit.apply(x[10_000:], cov[10_000:])
+    for low in (-1.5, 0.5):
+        part = (np.log(spread[10_000:, 0]) >= low) & (np.log(spread[10_000:, 0]) < low + 1)
+        assert metrics.coverage(0 * error[10_000:][part], found[part], error[10_000:][part]) == pytest.approx(0.95, abs=0.015)
+    assert covariance_regression(x, error, COV).power == 0.0
+
+
 def test_masked_steps_do_not_matter_and_bad_input_is_named() -> None:
     place, error = circle(500, seed=7, across=0.5)
     fit = covariance_regression(place, error)

@@ -75,8 +75,7 @@ def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observe
     mean, cov = (part.double().numpy() for part in readout(belief))
     shape = (*mean.shape, mean.shape[-1])
     error = torch.where(observed, targets, 0.0).double().numpy() - mean
-    found = covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy())
-    readout.turn(*(torch.as_tensor(part) for part in (found.base, found.direction, found.centre, found.scale)))
+    readout.turn(covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy()))
 
 
 @torch.no_grad()

@@ -262,7 +262,8 @@ def from_checkpoint(
     estimator.model_, estimator.labels_, estimator.input_labels_ = model.to(where).eval(), labels, inputs
     readouts = {name: Readout(params["state_dim"] + input_dim, size, kind).to(params["dtype"]) for name, (kind, size) in config["readout"].items()}
     for name, readout in readouts.items():
-        readout.load_state_dict(_of(name, tensors))
+        later = {part: start for part, start in readout.state_dict().items() if part in ("turn_power", "turn_level")}  # older files lack them
+        readout.load_state_dict(later | _of(name, tensors))
         readout.to(where).requires_grad_(False)
     estimator.readout_, estimator.target_readout_ = readouts["readout"], readouts.get("target_readout")
     if config.get("head") is not None:

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
+from scipy.optimize import minimize_scalar
 
 from ldm_filter.metrics.arrays import Array, as_array, as_covariance, as_mask, check_finite, match, whiten
 
 __all__ = ["CovarianceRegression", "covariance_regression", "decoded_covariance", "variance_scale"]
 
-STARTS, TRIAL_ITERATIONS = 4, 15
+STARTS, TRIAL_ITERATIONS, ROUNDS = 4, 15, 3
 # Of the errors' mean variance; stays in every direction, so that none is ever claimed to be known exactly.
 SLIVER = 1e-6
 
@@ -86,21 +87,25 @@ def variance_scale(mean: Any, cov: Any, truth: Any, mask: Any = None) -> float:
 
 
 class CovarianceRegression(NamedTuple):
-    """Covariance that depends on where the target is, Cov(e | x) = L M(x) L',  M(x) = Psi + (B u)(B u)',  u = (1, (x - centre) / scale).
+    """Covariance that depends on where the target is, Cov(e | x) = s L M(x) L',  M(x) = Psi + (B u)(B u)',  u = (1, (x - centre) / scale).
 
-    L L' is a covariance given beforehand (of the filter, say), and M says how the errors are stretched and turned against it.
+    L L' is a covariance given beforehand (of the filter, say), and M says how the errors are stretched and turned against it. The scalar
+    s = exp(power (log det(L L') / d - level)) says how much more (power > 0) or less than it the errors grow from step to step.
 
     Attributes:
         base: Psi, ``(d, d)``.
         direction: B, ``(d, 1 + p)``.
         centre, scale: of the regressors, ``(p,)``.
-        log_likelihood: of the whitened errors, mean per step, in nats; `covariance_regression` raises it.
+        power, level: numbers; 0 where the given covariance is the same at all steps.
+        log_likelihood: of the errors whitened by L, mean per step, in nats; `covariance_regression` raises it.
     """
 
     base: Array
     direction: Array
     centre: Array
     scale: Array
+    power: float
+    level: float
     log_likelihood: float
 
     def apply(self, x: Any, cov: Any = None) -> Array:
@@ -110,16 +115,19 @@ class CovarianceRegression(NamedTuple):
         if cov is None:
             return turned
         factor = np.linalg.cholesky(as_array("cov", cov))
-        return factor @ turned @ np.swapaxes(factor, -1, -2)
+        growth = np.exp(self.power * (_size(factor) - self.level))[..., None, None]
+        return growth * (factor @ turned @ np.swapaxes(factor, -1, -2))
 
 
 def covariance_regression(x: Any, error: Any, cov: Any = None, mask: Any = None, *, iterations: int = 500) -> CovarianceRegression:
-    """Maximum-likelihood fit of a covariance that depends on x, Cov(e | x) = L M(x) L' (see `CovarianceRegression`), by EM.
+    """Maximum-likelihood fit of a covariance that depends on x, Cov(e | x) = s L M(x) L' (see `CovarianceRegression`), by EM.
 
     Why: a Kalman filter in its constant regime, with an affine read-out, has *one* ellipse for all steps. Where the target moves on a
     curve the true errors lie along the curve, and turn with it. On a circle, errors along the tangent alone have, under the average
     (round) covariance, NEES = 2 chi2_1: its 95 % ellipse holds P(2 chi2_1 < 5.99) = 91.7 % of them, its 50 % ellipse 59.5 %. With
-    M(x) the ellipse is narrow across the curve and long along it, and holds every level.
+    M(x) the ellipse is narrow across the curve and long along it, and holds every level. And where the covariance varies, the errors seldom
+    grow in just its proportion (part of the read-out's error has nothing to do with the noise): its power is fitted in turn with M, without
+    which clean steps are covered too often and noisy ones too seldom.
 
     Args:
         x: ``(..., p)`` what the covariance depends on, for example the estimate itself.
@@ -131,7 +139,8 @@ def covariance_regression(x: Any, error: Any, cov: Any = None, mask: Any = None,
     Raises:
         ValueError: too few steps for the number of parameters, shapes that do not fit, a NaN that counts, or a covariance not positive definite.
 
-    Source: Hoff & Niu 2012, A covariance regression model, Statistica Sinica 22 (the rank-1 model, as e = g B u + r with g ~ N(0, 1)).
+    Source: Hoff & Niu 2012, A covariance regression model, Statistica Sinica 22 (the rank-1 model, as e = g B u + r with g ~ N(0, 1));
+    Harvey 1976, Estimating regression models with multiplicative heteroscedasticity, Econometrica 44 (the power).
 
     >>> angle = np.linspace(0, 200, 4000)
     >>> tangent = np.stack([-np.sin(angle), np.cos(angle)], axis=-1)
@@ -146,19 +155,38 @@ def covariance_regression(x: Any, error: Any, cov: Any = None, mask: Any = None,
     keep = as_mask(mask, (*place.shape[:-1], 1))[..., 0]
     check_finite("x", place, np.broadcast_to(keep[..., None], place.shape))
     white, _, counts = match(white, np.zeros_like(white), np.broadcast_to(keep[..., None], white.shape), ("error", "zero"))
+    size = np.zeros(keep.shape)
     if cov is not None:
-        white = whiten(white, as_covariance(cov, counts))[0]
-    place, white = place[keep], white[keep]
+        given = as_covariance(cov, counts)
+        white, size = whiten(white, given)[0], np.broadcast_to(np.linalg.slogdet(given)[1] / white.shape[-1], keep.shape)
+    place, white, size = place[keep], white[keep], size[keep]
     d, p = white.shape[1], place.shape[1]
     if len(white) < 4 * (1 + p + d):
         raise ValueError(f"x has {len(white)} steps that count; a covariance of {d} targets that depends on {p} numbers needs {4 * (1 + p + d)}")
-    centre, scale = place.mean(0), np.maximum(place.std(0), 1e-12)
+    centre, scale, level = place.mean(0), np.maximum(place.std(0), 1e-12), float(size.mean())
     regressors = _regressors(place, centre, scale)
+    base, direction, power, value = _fit(white, regressors, size - level, iterations)
+    return CovarianceRegression(base, direction, centre, scale, power, level, value)
+
+
+def _fit(white: Array, regressors: Array, size: Array, iterations: int) -> tuple[Array, Array, float, float]:
+    """Psi, B, power and log-likelihood: EM for the first two and a line search for the third, in turn."""
     rng = np.random.default_rng(0)  # B = 0 is a saddle: start off it, at a few places
     trials = [_expectation_maximisation(white, regressors, *_start(white, regressors, rng), TRIAL_ITERATIONS) for _ in range(STARTS)]
-    base, direction, value = max(trials, key=lambda trial: trial[2])
+    base, direction, _ = max(trials, key=lambda trial: trial[2])
     base, direction, value = _expectation_maximisation(white, regressors, base, direction, iterations)
-    return CovarianceRegression(base, direction, centre, scale, value)
+    power, varies = 0.0, float(np.ptp(size)) > 1e-6
+    for _ in range(ROUNDS if varies else 0):
+        squared = _whitened_squares(white, regressors, base, direction)[0]
+        # Psi and B take up the mean of exp(power size): the likelihood over the power alone, with the best common factor
+        power = float(minimize_scalar(lambda b: np.log(np.mean(np.exp(-b * size) * squared)), bounds=(-1.0, 3.0), method="bounded").x)
+        base, direction, value = _expectation_maximisation(np.exp(-0.5 * power * size)[:, None] * white, regressors, base, direction, iterations)
+    return base, direction, power, value
+
+
+def _size(factor: Array) -> Array:
+    """log det(L L') / d."""
+    return 2.0 * np.log(np.diagonal(factor, axis1=-2, axis2=-1)).mean(-1)
 
 
 def _regressors(x: Array, centre: Array, scale: Array) -> Array:
@@ -199,11 +227,15 @@ def _expectation_maximisation(white: Array, regressors: Array, base: Array, dire
 
 
 def _log_likelihood(white: Array, regressors: Array, base: Array, direction: Array) -> float:
-    """Mean log N(e; 0, Psi + (B u)(B u)'), by the matrix determinant lemma."""
+    """Mean log N(e; 0, Psi + (B u)(B u)')."""
+    squared, log_det = _whitened_squares(white, regressors, base, direction)
+    return float(-0.5 * (squared + log_det + white.shape[1] * np.log(2 * np.pi)).mean())
+
+
+def _whitened_squares(white: Array, regressors: Array, base: Array, direction: Array) -> tuple[Array, Array]:
+    """e' M^-1 e and log det M of each step, by the matrix determinant lemma."""
     along = regressors @ direction.T
     factor = np.linalg.cholesky(base)
     e, b = (linalg.solve_triangular(factor, part.T, lower=True).T for part in (white, along))
     spread = 1.0 + np.square(b).sum(-1)
-    squared = np.square(e).sum(-1) - np.square((e * b).sum(-1)) / spread
-    log_det = 2.0 * np.log(np.diagonal(factor)).sum() + np.log(spread)
-    return float(-0.5 * (squared + log_det + white.shape[1] * np.log(2 * np.pi)).mean())
+    return np.square(e).sum(-1) - np.square((e * b).sum(-1)) / spread, 2.0 * np.log(np.diagonal(factor)).sum() + np.log(spread)

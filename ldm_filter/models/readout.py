@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.types import Gaussian
+
+if TYPE_CHECKING:
+    from ldm_filter.metrics import CovarianceRegression
 
 __all__ = ["Readout", "Regression", "fit_readout", "split_off"]
 
@@ -52,6 +56,8 @@ class Readout(nn.Module):
     turn_direction: Tensor
     turn_centre: Tensor
     turn_scale: Tensor
+    turn_power: Tensor
+    turn_level: Tensor
 
     def __init__(self, state_dim: int, target_dim: int, kind: str = "linear", hidden: int = 64) -> None:
         super().__init__()
@@ -70,6 +76,8 @@ class Readout(nn.Module):
         self.register_buffer("turn_direction", torch.zeros(turned, 1 + turned))
         self.register_buffer("turn_centre", torch.zeros(turned))
         self.register_buffer("turn_scale", torch.ones(turned))
+        self.register_buffer("turn_power", torch.zeros(()))
+        self.register_buffer("turn_level", torch.zeros(()))
         self.network: nn.Module | None = None
         if kind == "mlp":
             layers = [nn.Linear(state_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, target_dim)]
@@ -90,21 +98,21 @@ class Readout(nn.Module):
         regressors = torch.cat([torch.ones_like(mean[..., :1]), (mean - self.turn_centre) / self.turn_scale], dim=-1)
         along = (regressors @ self.turn_direction.mT).unsqueeze(-1)
         factor = cholesky_psd(cov).to(mean.dtype)
-        return Gaussian(mean, factor @ (self.turn_base + along @ along.mT) @ factor.mT)
+        size = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().mean(-1)
+        growth = (self.turn_power * (size - self.turn_level)).exp()[..., None, None]
+        return Gaussian(mean, growth * (factor @ (self.turn_base + along @ along.mT) @ factor.mT))
 
     @torch.no_grad()
-    def turn(self, base: Tensor, direction: Tensor, centre: Tensor, scale: Tensor) -> None:
-        """Let the covariance depend on the mean: Psi ``(D, D)``, B ``(D, 1 + D)``, and centre and scale ``(D,)`` of the regressors.
-
-        They come from `ldm_filter.metrics.covariance_regression` of the errors under the covariance that this read-out gives before.
+    def turn(self, found: CovarianceRegression) -> None:
+        """Let the covariance depend on the mean: by `ldm_filter.metrics.covariance_regression` of the errors under what this read-out gives before.
 
         Raises:
             ValueError: more than 32 targets, of which no covariance is kept.
         """
         if not self.full:
             raise ValueError(f"{len(self.bias)} targets are more than {FULL_COV_MOST}: only variances are kept, which cannot turn with the state")
-        for buffer, value in ((self.turn_base, base), (self.turn_direction, direction), (self.turn_centre, centre), (self.turn_scale, scale)):
-            buffer.copy_(value)
+        for name in ("base", "direction", "centre", "scale", "power", "level"):
+            getattr(self, f"turn_{name}").copy_(torch.as_tensor(getattr(found, name)))
 
     def moments(self, belief: Gaussian) -> tuple[Tensor, Tensor]:
         """Mean and variances, ``(B, T, D)`` each."""

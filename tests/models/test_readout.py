@@ -56,7 +56,7 @@ def test_a_turned_covariance_is_that_of_the_regression() -> None:
     readout = fit_readout(belief, values, observed, kind="linear")
     mean, cov = readout(belief)
     regression = metrics.covariance_regression(mean, values - mean, cov)
-    readout.turn(*(torch.as_tensor(part) for part in (regression.base, regression.direction, regression.centre, regression.scale)))
+    readout.turn(regression)
     turned = readout(belief)
     assert torch.equal(turned.mean, mean)
     np.testing.assert_allclose(turned.cov.numpy(), regression.apply(mean, cov), rtol=1e-5, atol=1e-7)
@@ -74,7 +74,7 @@ def test_many_targets_have_variances_that_hold_their_level_and_cannot_turn() -> 
     with pytest.raises(ValueError, match="use moments"):
         readout(belief)
     with pytest.raises(ValueError, match="only variances are kept"):
-        readout.turn(torch.eye(40), torch.zeros(40, 41), torch.zeros(40), torch.ones(40))
+        readout.turn(metrics.CovarianceRegression(np.eye(40), np.zeros((40, 41)), np.zeros(40), np.ones(40), 0.0, 0.0, 0.0))
 
 
 def test_hidden_targets_take_no_part() -> None:
