@@ -115,7 +115,8 @@ class CovarianceRegression(NamedTuple):
         if cov is None:
             return turned
         factor = np.linalg.cholesky(as_array("cov", cov))
-        growth = np.exp(self.power * (_size(factor) - self.level))[..., None, None]
+        size = 2.0 * np.log(np.diagonal(factor, axis1=-2, axis2=-1)).mean(-1)  # log det(L L') / d
+        growth = np.exp(self.power * (size - self.level))[..., None, None]
         return growth * (factor @ turned @ np.swapaxes(factor, -1, -2))
 
 
@@ -177,16 +178,14 @@ def _fit(white: Array, regressors: Array, size: Array, iterations: int) -> tuple
     base, direction, value = _expectation_maximisation(white, regressors, base, direction, iterations)
     power, varies = 0.0, float(np.ptp(size)) > 1e-6
     for _ in range(ROUNDS if varies else 0):
-        squared = _whitened_squares(white, regressors, base, direction)[0]
-        # Psi and B take up the mean of exp(power size): the likelihood over the power alone, with the best common factor
-        power = float(minimize_scalar(lambda b: np.log(np.mean(np.exp(-b * size) * squared)), bounds=(-1.0, 3.0), method="bounded").x)
+        power = _power(size, _whitened_squares(white, regressors, base, direction)[0])
         base, direction, value = _expectation_maximisation(np.exp(-0.5 * power * size)[:, None] * white, regressors, base, direction, iterations)
     return base, direction, power, value
 
 
-def _size(factor: Array) -> Array:
-    """log det(L L') / d."""
-    return 2.0 * np.log(np.diagonal(factor, axis1=-2, axis2=-1)).mean(-1)
+def _power(size: Array, squared: Array) -> float:
+    """b of greatest likelihood where e' M^-1 e of a step grows as exp(b size), size of mean 0, with the best common factor."""
+    return float(minimize_scalar(lambda b: np.log(np.mean(np.exp(-b * size) * squared)), bounds=(-1.0, 3.0), method="bounded").x)
 
 
 def _regressors(x: Array, centre: Array, scale: Array) -> Array:
