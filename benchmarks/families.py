@@ -16,6 +16,7 @@ from benchmarks import (
     ablation_methods,
     dot_methods,
     dot_tasks,
+    framework_methods,
     latent_methods,
     latent_tasks,
     lorenz_image_methods,
@@ -72,6 +73,7 @@ FAMILIES = (
     Family(lorenz_image_tasks.CONDITIONS, lorenz_image_methods.default_methods, lorenz_image_methods.run, lorenz_image_tasks.PUBLISHED),
     Family(dict.fromkeys(scene_tasks.SETTINGS, ("",)), scene_methods.default_methods, scene_methods.run, {}),
     Family(ablation_methods.CONDITIONS, ablation_methods.default_methods, ablation_methods.run, {}),
+    Family(framework_methods.CONDITIONS, framework_methods.default_methods, framework_methods.run, {}),
 )
 TASKS = tuple(dict.fromkeys(task for family in FAMILIES for task in family.tasks))
 # What stands for several tasks on one data set.

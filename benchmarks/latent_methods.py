@@ -19,7 +19,7 @@ from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter
 from ldm_filter.baselines import PCAKalman
 
-__all__ = ["BASELINES", "SUPERVISED", "WhitenedPerceptron", "default_methods", "run"]
+__all__ = ["BASELINES", "SUPERVISED", "WhitenedPerceptron", "default_methods", "run", "whitened"]
 
 BASELINES = ("pca-affine", "pca-em-kf")
 SUPERVISED = ("ridge-supervised", "mlp-supervised")
@@ -151,11 +151,14 @@ def _fit_ldm(method: str, data: Bench) -> Fitted:
 
 
 def _encoder(settings: Settings, data: Bench) -> str | nn.Module:
-    if not settings.components:
-        return "auto"
-    rows = data.train.reshape(-1, data.train[0, 0].size)[:: max(1, data.train.size // 10_000_000)].astype(float)
-    torch.manual_seed(data.seed)
-    return WhitenedPerceptron((rows - rows.mean(0)) / rows.std(0), settings.components, settings.latent_dim, settings.hidden)
+    return whitened(data.train, settings, settings.latent_dim, data.seed) if settings.components else "auto"
+
+
+def whitened(observations: NDArray, settings: Settings, latent_dim: int, seed: int) -> WhitenedPerceptron:
+    """The task's encoder for ``(series, steps, ...)``, on principal components of a part of them."""
+    rows = observations.reshape(-1, observations[0, 0].size)[:: max(1, observations.size // 10_000_000)].astype(float)
+    torch.manual_seed(seed)
+    return WhitenedPerceptron((rows - rows.mean(0)) / rows.std(0), settings.components, latent_dim, settings.hidden)
 
 
 def _embedding(model: LDMFilter) -> Callable[[torch.Tensor], torch.Tensor]:

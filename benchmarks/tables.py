@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks import records
+from benchmarks import framework_methods, records
 from benchmarks.ablations import ABLATIONS, sentence
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
@@ -18,12 +18,13 @@ from benchmarks.families import PUBLISHED, TASKS, current_code
 from benchmarks.markdown import replace_between, table
 from benchmarks.records import Row
 
-__all__ = ["ablation_tables", "full_tables", "summary_table", "update"]
+__all__ = ["ablation_tables", "framework_tables", "full_tables", "summary_table", "update"]
 
 MARK = "†"
 Code = Callable[[str, str], str]  # (task, condition) -> fingerprint of the code that makes its figures today
 FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
 ABLATED = ("<!-- ablations:begin -->", "<!-- ablations:end -->")
+FRAMEWORK = ("<!-- framework:begin -->", "<!-- framework:end -->")
 SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
 NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
 # (name in the results, heading, format)
@@ -94,7 +95,7 @@ def full_tables(rows: Sequence[Row], code: Code) -> str:
     """
     parts = []
     for task, condition, budget in _groups(rows):
-        if (task, condition) in ABLATIONS:
+        if (task, condition) in ABLATIONS or condition == framework_methods.CONDITION:
             continue
         group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
         title = ", ".join(part for part in (f"`{task}`", condition, f"budget {budget}") if part)
@@ -145,6 +146,24 @@ def ablation_tables(rows: Sequence[Row], code: Code) -> str:
     return "\n\n".join([*parts, _footer(used, code)]) if parts else NOTHING
 
 
+def framework_tables(rows: Sequence[Row], code: Code) -> str:
+    """Every estimator and named method, one table per task, of the ``cpu`` budget."""
+    used = [row for row in records.newest(rows) if row["condition"] == framework_methods.CONDITION and row["budget"] == "cpu"]
+    parts = []
+    for task in framework_methods.CONDITIONS:
+        lines = []
+        for name, method in framework_methods.METHODS.items():
+            group = [row for row in used if (row["task"], row["method"]) == (task, name)]
+            if group:
+                collapsed = f"{sum(row['metrics']['collapsed'] for row in group):.0f} of {len(group)}"
+                figures = (_figure(group, key, form) for key, form in (("latent_r2", ".4f"), ("r2", ".4f"), ("nis", ".2f"), ("fit_seconds", ".0f")))
+                lines.append([f"`{name}`" + _mark(group, code), method.model, method.entropy, *figures, collapsed])
+        if lines:
+            heads = ["objective", "latent model", "entropy", "R² of the encoder", "R² of the filter", "NIS / m", "fit, s", "seeds that collapsed"]
+            parts.append(f"### All objectives on `{task}`\n\n{table(heads, lines)}")
+    return "\n\n".join([*parts, _footer(used, code)]) if parts else NOTHING
+
+
 def update(root: Path = records.ROOT) -> list[Path]:
     """Rewrite the marked parts of ``benchmarks/README.md`` and ``README.md``; a file without the markers is left alone. Returns what changed."""
     rows = records.read(root / "benchmarks" / "results")
@@ -152,6 +171,7 @@ def update(root: Path = records.ROOT) -> list[Path]:
     jobs: tuple[tuple[Path, tuple[str, str], Callable[[Sequence[Row], Code], str]], ...] = (
         (root / "benchmarks" / "README.md", FULL, full_tables),
         (root / "benchmarks" / "README.md", ABLATED, ablation_tables),
+        (root / "benchmarks" / "README.md", FRAMEWORK, framework_tables),
         (root / "README.md", SUMMARY, summary_table),
     )
     for path, markers, render in jobs:
