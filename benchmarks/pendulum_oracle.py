@@ -13,6 +13,7 @@ __all__ = ["fitting_images", "particle_moments"]
 
 SUBSTEPS = 100  # of a frame: the motion is then exact to 3e-4 rad
 SERIES = 50  # filtered at a time
+GRID = 2**18  # angles: some images belong to a thousandth of a degree only
 Array = NDArray[np.float64]
 
 
@@ -27,7 +28,7 @@ def particle_moments(task: str, data: Pendulum, particles: int, seed: int = 0) -
         task: of ``datasets.pendulum``, on a regular grid. data: frames. particles: per series. seed: of the draws.
     """
     simulator, rng = find_task(task).simulator, np.random.default_rng(seed)
-    grid = np.linspace(0, 2 * math.pi, 4096, endpoint=False)
+    grid = np.linspace(0, 2 * math.pi, GRID, endpoint=False)
     ends, image_of = np.unique(end_point(grid), axis=0, return_inverse=True)
     image_of = image_of.reshape(-1)
     images = np.stack([draw(*end) for end in ends.tolist()]).reshape(len(ends), -1)

@@ -30,7 +30,7 @@ class Settings:
         data: name of the data set. supervised: whether targets take part in the training.
         state_dim, latent_dim, dynamics: of LDMFilter.
         warm_up, epochs, batch_size, learning_rate, dynamics_rate: of its training.
-        rival_epochs: of the networks beside it, which cost less per epoch.
+        rival_epochs: of the networks beside it: as many as the filter's, warm-up included.
         series, test: sequences. readout: training sequences whose targets a self-supervised filter's read-out is fitted on.
         baseline: states and principal components of the classical filter.
         particles: of the oracle; 0: there is none.
@@ -47,7 +47,7 @@ class Settings:
     batch_size: int = 50
     learning_rate: float = 3e-3
     dynamics_rate: float = 3.0
-    rival_epochs: int = 40
+    rival_epochs: int = 115
     series: int = 2000
     test: int = 1000
     readout: int = 500
@@ -58,7 +58,7 @@ class Settings:
 
 SETTINGS: dict[str, Settings] = {
     "pendulum": Settings(),
-    "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=40, particles=0),
+    "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=50, particles=0),
     "pendulum-self-supervised": Settings(supervised=False, state_dim=16, latent_dim=8, epochs=20),
 }
 
