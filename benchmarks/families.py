@@ -29,6 +29,7 @@ from benchmarks import (
     scene_tasks,
     series_methods,
     series_tasks,
+    stream_methods,
 )
 from benchmarks.dot_tasks import Published
 from benchmarks.fingerprint import code_fingerprint
@@ -68,6 +69,7 @@ FAMILIES = (
         latent_tasks.PUBLISHED,
     ),
     Family(dict.fromkeys(series_tasks.TASKS, ("",)), series_methods.default_methods, series_methods.run, {}),
+    Family(stream_methods.TASKS, stream_methods.default_methods, stream_methods.run, {}),
     Family(dict.fromkeys(pendulum_tasks.SETTINGS, ("",)), pendulum_methods.default_methods, pendulum_methods.run, pendulum_tasks.PUBLISHED),
     Family(lorenz_tasks.CONDITIONS, lorenz_methods.default_methods, lorenz_methods.run, lorenz_tasks.PUBLISHED),
     Family(lorenz_image_tasks.CONDITIONS, lorenz_image_methods.default_methods, lorenz_image_methods.run, lorenz_image_tasks.PUBLISHED),

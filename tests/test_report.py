@@ -29,9 +29,15 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.references: list[str] = []
         self.text: list[str] = []
+        self.boxes: list[bool] = []
+        self.outside: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "div":
+            self.boxes.append(dict(attrs).get("class") == "wide")
+        if tag in ("table", "img") and not any(self.boxes):
+            self.outside.append(tag)
         self.references += [
             value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster", "background", "style")
         ]
@@ -40,6 +46,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if tag == "div":
+            self.boxes.pop()
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -78,6 +86,14 @@ def test_no_reference_leaves_the_file(html: str):
     for picture in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", html):
         assert base64.b64decode(picture).startswith(b"\x89PNG")
     assert html.count("<img") == 4
+
+
+def test_what_may_be_wider_than_a_screen_scrolls_in_a_box_of_its_own(html: str):
+    page = Page()
+    page.feed(html)
+    assert page.outside == []
+    assert page.tags.count("table") == 4
+    assert re.search(r"\.wide \{ overflow-x: auto;", html) and "white-space: pre-wrap" in html
 
 
 def test_it_holds_what_was_found(model: LDMFilter, html: str):

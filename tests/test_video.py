@@ -11,6 +11,7 @@ import xarray as xr
 
 from ldm_filter import LDMFilter
 from ldm_filter.cli import main
+from ldm_filter.data import Clips
 from ldm_filter.data.io import read
 from ldm_filter.data.video import Frame, clips, extent, frame_step, frames_from, on_grid, read_video, video_frames
 from ldm_filter.estimator.video import filter_video, filtered_frames
@@ -76,6 +77,21 @@ def test_frames_times_and_what_is_missing(tmp_path: Path):
     np.testing.assert_allclose(clip[3] * 255, frames[3], atol=1e-3)
     assert not np.isnan(clip[~missing]).any()
     xr.testing.assert_equal(read(path), clip)
+
+
+def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path):
+    """As a camera leaves it whose program was killed: no end of the file, no length in its head."""
+    whole = write(tmp_path / "whole.mkv", dot(60)[0])
+    part = tmp_path / "part.mkv"
+    part.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    clip = read_video(part)
+    assert 20 < len(clip) < 60
+    np.testing.assert_array_equal(clip[:20], read_video(whole)[:20])
+    lazy = Clips(part)
+    values, seen = lazy.read(0, 0, 20)
+    np.testing.assert_array_equal(values, np.rint(clip[:20] * 255))
+    assert seen.all()
+    assert abs(int(lazy.lengths[0]) - len(clip)) <= 1
 
 
 def test_resized_and_in_colour(tmp_path: Path):
