@@ -87,7 +87,7 @@ def judge(model: LDMFilter, condition: str, gate: str | None, series: int, steps
     """Against the truth, beside the same filter without a gate on the same data without outliers or shift.
 
     ``growth``: by how much of itself the root mean square error grows, in per cent. ``settled``: steps after a shift until the gated filter is
-    for 20 steps on end no further from the truth than the one without a gate, but for the largest error that is usual; mean over series, and the most.
+    for 20 steps on end no further from the truth than the one without a gate, but for the largest error that is usual; mean over series, and most.
     """
     truth, seen = tracks(series, steps, 200 + seed)
     random = np.random.default_rng(300 + seed)
@@ -105,8 +105,8 @@ def _shifted(model: LDMFilter, gate: str | None, truth: NDArray, seen: NDArray) 
     gated, plain = (np.abs(_estimate(model, seen + jump, kind) - truth - jump).max(-1) for kind in (gate, None))
     usual = plain[:, :middle].max(1, keepdims=True)
     near = gated[:, middle:] <= plain[:, middle:] + usual
-    lasting = np.lib.stride_tricks.sliding_window_view(near, LASTING, axis=1).all(-1)
-    steps = np.where(lasting.any(1), np.argmax(lasting, axis=1), near.shape[1])
+    lasting: NDArray = np.all(np.lib.stride_tricks.sliding_window_view(near, LASTING, axis=1), axis=-1)
+    steps = np.where(np.any(lasting, axis=1), np.argmax(lasting, axis=1), near.shape[1])
     return {"settled": float(steps.mean()), "settled_most": float(steps.max())}
 
 

@@ -14,6 +14,7 @@ from ldm_filter.cli import main
 from ldm_filter.data import Clips
 from ldm_filter.data.io import read
 from ldm_filter.data.video import Frame, clips, extent, frame_step, frames_from, on_grid, read_video, video_frames
+from ldm_filter.estimator import video as estimator_video
 from ldm_filter.estimator.video import filter_video, filtered_frames
 from ldm_filter.plots.overlay import draw_position, position_of, write_overlay
 
@@ -134,6 +135,15 @@ def test_a_stream_of_frames_equals_the_batch(model: LDMFilter, folder: Path, tmp
         np.testing.assert_allclose(found[name], want[name], rtol=2e-3, atol=2e-3, err_msg=name)
     truth = 7.5 + 4.0 * np.stack([np.cos(0.3 * np.arange(15) + 1), np.sin(0.3 * np.arange(15) + 1)], 1)
     assert np.abs(found.target_mean[:15] - truth).mean() < 1.0
+
+
+def test_a_clip_is_filtered_while_it_is_read(model: LDMFilter, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """No frame is decoded before the estimate of the one before is out."""
+    decoded = []
+    monkeypatch.setattr(estimator_video, "video_frames", lambda *given: (decoded.append(frame.time) or frame for frame in video_frames(*given)))
+    for count, _ in enumerate(filtered_frames(model, folder / "clip0.mkv"), 1):
+        assert len(decoded) == count
+    assert count == 60
 
 
 def test_overlay_marks_the_position(model: LDMFilter, folder: Path, tmp_path: Path):
