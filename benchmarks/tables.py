@@ -65,7 +65,6 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("step_us", "step, µs", ".0f"),
     ("step_us_first", "first tenth", ".0f"),
     ("step_us_last", "last tenth", ".0f"),
-    ("step_us_slow", "slowest in 1000", ".0f"),
     ("steps", "steps", ".0e"),
     ("grown_mib", "memory grows by, MiB", ".1f"),
     ("state_kib", "state, KiB", ".1f"),

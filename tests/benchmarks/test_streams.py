@@ -41,7 +41,7 @@ def test_gates_reach_their_figures(known: LDMFilter, kind: str) -> None:
 def test_single_steps_and_refusals() -> None:
     found = run("online", "", "ldm-linear", "smoke", 0)
     assert found.metrics["steps"] == 200
-    assert 0 < found.metrics["step_us"] <= found.metrics["step_us_slow"]
+    assert 0 < found.metrics["step_us"] < 1e5
     assert found.metrics["state_kib"] < 8
     assert run("gates", TASKS["gates"][1], "ldm-hard", "smoke", 0).metrics.keys() == {"rmse", "growth"}
     with pytest.raises(ValueError, match="has no method 'var6'"):
