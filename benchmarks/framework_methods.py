@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from benchmarks import dot_tasks, latent_tasks
-from benchmarks.latent_methods import whitened
+from benchmarks.latent_encoder import whitened
 from benchmarks.records import Clock, Outcome
 from ldm_filter import CollapseError, LDMFilter, metrics
 

@@ -29,7 +29,7 @@ LABELLED = {"data", "estimator", "baselines", "report", "plots", "accessors", "c
 # A name is imported where no arrow points in two places: the package's lazy names, and `LDMFilter.compare` when it is called.
 BY_NAME = {"__init__.py", "estimator/comparison.py"}
 CORE = ("core.kalman", "core.linearisation", "core.nonlinear", "core.smoothing", "core.step")
-DOORS = ("LDMFilter", "types", *CORE, "metrics", "baselines", "plots", "Gaussian", "StateSpace", "__version__")
+DOORS = ("LDMFilter", "CollapseError", "types", *CORE, "metrics", "baselines", "plots", "Gaussian", "StateSpace", "__version__")
 
 
 def imported(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import families, latent_methods, latent_tasks, quality, records
+from benchmarks import families, latent_encoder, latent_methods, latent_tasks, quality, records
 from benchmarks.latent_judge import Encoding, evaluate, truth_figures
 from benchmarks.latent_systems import find_system, split
 from benchmarks.latent_tasks import Bench, settings_of
@@ -118,7 +118,7 @@ def test_truth_figures_of_the_truth() -> None:
 
 def test_whitening_brings_all_directions_to_one_scale_and_starts_at_zero() -> None:
     values = np.random.default_rng(0).standard_normal((500, 3)) * [1.0, 1e-2, 1e-4]
-    network = latent_methods.WhitenedPerceptron(values - values.mean(0), 2, 2, (8,))
+    network = latent_encoder.WhitenedPerceptron(values - values.mean(0), 2, 2, (8,))
     white = torch.as_tensor(values - values.mean(0), dtype=torch.float32) @ network.whiten
     assert torch.cov(white.T).numpy() == pytest.approx(np.eye(2), abs=1e-3)
     assert not network(torch.randn(5, 3)).any()
