@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse.typing import PositiveInt
 
 from ldm_filter.commands.compare import COMPARE, add_options
 from ldm_filter.commands.run import run_fit, run_infer, run_report
@@ -154,7 +155,7 @@ def _fit_parser() -> ArgumentParser:
     parser.add_argument("--warm-up", type=int, default=0, help="epochs in which the encoder alone learns to see the targets, before the others")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     video = parser.add_argument_group("video")
-    video.add_argument("--size", nargs=2, type=int, default=None, help="height and width that frames are resized to; null: as in the file")
+    video.add_argument("--size", nargs=2, type=PositiveInt, default=None, help="height and width that frames are resized to; null: as in the file")
     video.add_argument("--colour", action="store_true", help="RGB instead of grey")
     video.add_argument("--memory", type=float, default=1.0, help="gigabytes of decoded frames to keep; of more, decoded again when they are needed")
     model = parser.add_argument_group("model")

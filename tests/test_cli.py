@@ -230,6 +230,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 ERRORS = {
+    "no such folder": ("fit nothere --out m", "'nothere' is neither a file nor a folder"),
+    "frames of no height": ("fit narrow.csv --size 0 24 --out m", "0 does not conform to restriction v>0"),
     "no command": ("", "subcommand"),
     "unknown command": ("polish", "invalid choice: 'polish'"),
     "unknown option": ("fit data.csv --out m --stat-dim 3", "--stat-dim"),

@@ -42,6 +42,8 @@ def read(path: str | Path) -> Any:
         ModuleNotFoundError: the format needs an optional package; the message names the extra.
     """
     path = Path(path)
+    if not path.suffix and not path.exists():
+        raise FileNotFoundError(f"`path` {str(path)!r} is neither a file nor a folder; check the name.")
     reader = _by_suffix(
         path,
         {".csv": _read_csv, ".parquet": _read_parquet, ".nc": _read_netcdf, ".npy": _read_numpy, ".npz": _read_numpy}

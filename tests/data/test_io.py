@@ -157,6 +157,8 @@ def test_unknown_suffix_and_missing_files(tmp_path: Path):
             call()
     with pytest.raises(FileNotFoundError, match="is not a file"):
         read(tmp_path / "nothing.csv")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
+        read(tmp_path / "clips")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         write(np.ones(3), tmp_path / "nowhere" / "data.npy")
 
