@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ldm_filter import LDMFilter, metrics
+from ldm_filter.checkpoint import load_checkpoint, save_checkpoint
 from tests.waves import frame, waves
 
 CHOICES = [
@@ -132,6 +133,18 @@ def test_batch_and_stream_decide_alike(model: LDMFilter, gate: str | None) -> No
         np.testing.assert_allclose(result.gate_weight, torch.stack([step.weight for step in steps]), rtol=1e-3, atol=1e-5)
         assert float(result.gate_weight[20]) < 0.5
     assert np.isfinite(model.anomalies(frame(30, seed=3), gate=gate).score).all()
+
+
+def test_files_from_before_the_noise_was_of_the_place_load(tmp_path: Path) -> None:
+    model = fitted("locally-linear", "constant")
+    model.save(tmp_path / "model.safetensors")
+    tensors, config = load_checkpoint(tmp_path / "model.safetensors")
+    older = {name: value for name, value in tensors.items() if not name.endswith("unrest")}
+    assert len(older) < len(tensors)
+    save_checkpoint(tmp_path / "older.safetensors", older, config)
+    loaded = LDMFilter.load(tmp_path / "older.safetensors")
+    assert float(loaded.model_.dynamics.unrest.detach().abs().max()) == 0.0
+    assert np.isfinite(loaded.filter(frame(30, seed=3)).filtered_mean.values).all()
 
 
 @pytest.mark.parametrize("dynamics", ["locally-linear", "ekf", "ukf"])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_filter.data.video import clips, extent, frame_step, frames_from
+from ldm_filter.data.video import check_size, clips, extent, frame_step, frames_from
 from ldm_filter.data.windows import Windows
 from ldm_filter.types import Sequences
 
@@ -41,12 +41,13 @@ class Clips:
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: as of `ldm_filter.data.video`.
-        ValueError: files that are no video, frames of several sizes, or a memory that does not hold 32 frames.
+        ValueError: files that are no video, frames of several sizes, a size that no frame can have, or a memory that does not hold 32 frames.
     """
 
     def __init__(
         self, paths: str | Path | Iterable[str | Path], size: tuple[int, int] | None = None, colour: bool = False, memory: int = 1 << 30
     ) -> None:
+        check_size(size)
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         self.paths = [clip for path in given for clip in clips(path)]
         if not self.paths:

@@ -61,8 +61,9 @@ def video_frames(path: str | Path, size: tuple[int, int] | None = None, colour: 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
         FileNotFoundError: no such file.
-        ValueError: the file is no video.
+        ValueError: the file is no video, or a size that no frame can have.
     """
+    check_size(size)
     with _opened(path) as container:
         yield from _frames(container, None, size, colour, original)
 
@@ -98,6 +99,16 @@ def extent(path: str | Path) -> tuple[float, float, tuple[int, int]]:
         if not stamps:
             raise ValueError(f"`path` {str(path)!r} holds no frame that can be read; check that it plays")
         return float(min(stamps) * stream.time_base), float((max(stamps) - min(stamps)) * stream.time_base), (stream.height, stream.width)
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Refuse a size that no frame can have.
+
+    Raises:
+        ValueError: anything but None or two positive whole numbers.
+    """
+    if size is not None and (len(size) != 2 or any(int(part) != part or part < 1 for part in size)):
+        raise ValueError(f"size is {size}, expected (y, x), two positive whole numbers of pixels, or None for the file's own")
 
 
 def _frames(container: Any, first: float | None, size: tuple[int, int] | None, colour: bool, original: bool) -> Iterator[Frame]:

@@ -58,6 +58,7 @@ CHOICES = {
     "observation": ("learned", "selector"),
 }
 READOUT_COVARIANCES = ("constant", "state-dependent")
+LATER = ("turn_power", "turn_level", "unrest")  # parts of a model that the first files did not hold
 
 
 def check(params: dict[str, Any]) -> None:
@@ -258,24 +259,29 @@ def from_checkpoint(
     input_dim = 0 if inputs is None else len(inputs.channels)
     model = build(tuple(labels.attrs["event_shape"]), estimator.get_params(), params["encoder"], config["latent_dim"], params["dtype"], input_dim)
     model.predictor = None  # it served in training
-    model.load_state_dict(_of("model", tensors))
+    _load(model, "model", tensors)
     estimator.model_, estimator.labels_, estimator.input_labels_ = model.to(where).eval(), labels, inputs
     readouts = {name: Readout(params["state_dim"] + input_dim, size, kind).to(params["dtype"]) for name, (kind, size) in config["readout"].items()}
     for name, readout in readouts.items():
-        later = {part: start for part, start in readout.state_dict().items() if part in ("turn_power", "turn_level")}  # older files lack them
-        readout.load_state_dict(later | _of(name, tensors))
+        _load(readout, name, tensors)
         readout.to(where).requires_grad_(False)
     estimator.readout_, estimator.target_readout_ = readouts["readout"], readouts.get("target_readout")
     if config.get("head") is not None:
         kind, size = config["head"]
         head = TargetHead(params["state_dim"] + input_dim, size, kind).to(params["dtype"])
-        head.load_state_dict(_of("target_readout", tensors))
+        _load(head, "target_readout", tensors)
         estimator.target_readout_ = head.to(where).requires_grad_(False)
     estimator.target_names_ = list(config["targets"])
     if "calibration.widths" in tensors:
         estimator.calibration_ = Calibration(tensors["calibration.widths"])
     estimator.history_ = History(**config["history"])
     return estimator
+
+
+def _load(module: nn.Module, owner: str, tensors: dict[str, Tensor]) -> None:
+    """Give a module its weights; what files of before lack stays as it starts, which is how those models were."""
+    later = {name: start for name, start in module.state_dict().items() if name.rpartition(".")[2] in LATER}
+    module.load_state_dict(later | _of(owner, tensors))
 
 
 def _of(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

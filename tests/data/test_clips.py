@@ -11,7 +11,7 @@ import torch
 from ldm_filter import LDMFilter
 from ldm_filter.data import Clips, Windows, parse, read
 from ldm_filter.data.clips import ClipWindows
-from ldm_filter.data.video import clips
+from ldm_filter.data.video import clips, read_video
 from ldm_filter.estimator.clips import drawn
 from tests.test_video import SIZE, dot, write
 
@@ -107,5 +107,10 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     write(folder.parent / "large.mkv", dot(10)[0], scale=2)
     with pytest.raises(ValueError, match="frames of 2 sizes"):
         Clips([folder, folder.parent / "large.mkv"])
+    for size in ((0, 24), (24,), (1.5, 24)):
+        with pytest.raises(ValueError, match="two positive whole numbers of pixels"):
+            Clips(folder, size=size)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="two positive whole numbers of pixels"):
+        read_video(folder.parent / "large.mkv", size=(0, 24))
     with pytest.raises(ValueError, match="paths is empty"):
         Clips([])
