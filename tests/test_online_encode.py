@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from ldm_filter.core.device_step import DeviceStep
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import Encoder
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.streams.encode import _ArrayEncoder, _ModuleEncoder, measure_of
 from ldm_filter.streams.filter import OnlineFilter
+from ldm_filter.streams.motion import Motion
+from tests.core.test_recording import Rerun
 from tests.online_problems import make_model, make_series, run_batch, run_online
 
 
@@ -63,3 +66,34 @@ def test_conv_frames_equal_the_batch():
     model = LatentFilter(Encoder((32, 32), 2, network="conv"), LinearDynamics(4, 2)).double()
     values = make_series(5, event_shape=(32, 32), holes=False)
     torch.testing.assert_close(run_online(OnlineFilter(model), values[0]).mean, run_batch(model, values)["mean"][0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_recorded_encoder_is_the_encoder():
+    """On a CUDA device complete observations go through a recorded graph; here through a stand-in that keeps its rules."""
+    encoder, recorder = make_model("input").encoder, Rerun()
+    recorded, plain = _ModuleEncoder(encoder, recorder), _ModuleEncoder(encoder)
+    rng = np.random.default_rng(0)
+    for rows, missing in (
+        (rng.normal(size=6), False),
+        (rng.normal(size=(5, 6)), False),
+        (rng.normal(size=(5, 6)), True),
+        (rng.normal(size=6), False),
+    ):
+        mask = rng.random(rows.shape) < 0.7 if missing else None
+        for found, want in zip(recorded(rows, mask), plain(rows, mask), strict=True):
+            assert found.shape == want.shape
+            np.testing.assert_array_equal(found, want)
+    assert (recorder.recorded, recorder.replayed) == (2, 3)
+
+
+def test_a_stream_with_everything_recorded_is_the_batch():
+    model, values = make_model(), make_series(20, series=3)
+    online, recorders = OnlineFilter(model, streams=3, lag=2), [Rerun(), Rerun()]
+    motion = online._motion
+    assert isinstance(motion, Motion)
+    online._measure = _ModuleEncoder(model.encoder, recorders[0])
+    motion._whole = DeviceStep(motion._way, *motion._seen, torch.device("cpu"), fewest=1, recorder=recorders[1])
+    result, want = run_online(online, values.swapaxes(0, 1)), run_batch(model, values)
+    for name in ("mean", "log_likelihood"):
+        torch.testing.assert_close(getattr(result, name).transpose(0, 1), want[name], rtol=1e-10, atol=1e-10)
+    assert all(recorder.replayed > 3 for recorder in recorders)

@@ -17,10 +17,10 @@ from ldm_filter.core import native
 from ldm_filter.core.gating import Gate, gated_weight
 from ldm_filter.core.linalg import NotPositiveDefiniteError
 
-__all__ = ["Belief", "Corrected", "StepFilter", "Transition", "compose", "correct", "predict", "release", "select", "smooth_back"]
+__all__ = ["NOT_POSITIVE", "Belief", "Corrected", "StepFilter", "Transition", "compose", "correct", "predict", "release", "select", "smooth_back"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
-_NOT_POSITIVE = (
+NOT_POSITIVE = (
     "the innovation covariance C P C' + R is not positive definite; expected positive definite measurement and state covariances: "
     "raise the measurement covariance, and check that the transition does not blow up"
 )
@@ -151,7 +151,7 @@ class StepFilter:
         n, moments, size = self._sizes
         out = np.empty(size)
         if self._run(belief.mean, belief.cov, z, R, out) >= 0:
-            raise NotPositiveDefiniteError(_NOT_POSITIVE)
+            raise NotPositiveDefiniteError(NOT_POSITIVE)
         after, before = (Belief(out[k : k + n], out[k + n : k + moments].reshape(n, n)) for k in (0, moments))
         return before, Corrected(after, out[-2], out[-1], _ONE, _ZERO, z.size)
 
@@ -160,7 +160,7 @@ class StepFilter:
         out = np.empty(batch * size)
         assert self._run is not None
         if self._run(np.ascontiguousarray(belief.mean), np.ascontiguousarray(belief.cov), np.ascontiguousarray(z), np.ascontiguousarray(R), out) >= 0:
-            raise NotPositiveDefiniteError(_NOT_POSITIVE)
+            raise NotPositiveDefiniteError(NOT_POSITIVE)
         half, cut = batch * moments, batch * n
         after, before = (Belief(out[k : k + cut].reshape(batch, n), out[k + cut : k + half].reshape(batch, n, n)) for k in (0, half))
         density, distance = out[2 * half :].reshape(2, batch)
@@ -206,7 +206,7 @@ def _inverse_factor(P: np.ndarray, R: np.ndarray, C: np.ndarray) -> np.ndarray:
     try:
         return np.linalg.inv(np.linalg.cholesky(0.5 * (S + S.swapaxes(-1, -2))))
     except np.linalg.LinAlgError as error:
-        raise NotPositiveDefiniteError(_NOT_POSITIVE) from error
+        raise NotPositiveDefiniteError(NOT_POSITIVE) from error
 
 
 def _condition(predicted: Belief, innovation: np.ndarray, R: np.ndarray, C: np.ndarray, root: np.ndarray) -> Belief:

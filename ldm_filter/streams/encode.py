@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm_filter.core.recording import Recorded, Recorder
 from ldm_filter.models.encoders import ConstantNoise, Encoder, InputNoise
 from ldm_filter.models.networks import Perceptron
 
@@ -35,21 +36,36 @@ def measure_of(encoder: Encoder) -> Measure:
 
 
 class _ModuleEncoder:
-    """Any encoder, on whatever device it is."""
+    """Any encoder, on whatever device it is; on a CUDA device complete observations go through a recorded graph."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, recorder: Recorder | None = None) -> None:
         self.encoder = encoder
         self.rank = len(encoder.event_shape)
+        self._device = encoder.center.device
+        self._complete = Recorded(self._unmasked, self._device, type(encoder).__name__, recorder, self._seen)
 
     @torch.no_grad()
     def __call__(self, values: np.ndarray, observed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         lead, event = values.shape[: values.ndim - self.rank], values.shape[values.ndim - self.rank :]
-        seen = np.ones(values.shape, dtype=bool) if observed is None else observed
-        device = self.encoder.center.device
-        rows, mask = (torch.from_numpy(np.ascontiguousarray(x)).reshape(-1, 1, *event).to(device) for x in (values, seen))
-        mean, cov = self.encoder(rows, mask)
-        z, R = (x[:, 0].double().cpu().numpy() for x in (mean, cov))
+        rows = np.ascontiguousarray(values).reshape(-1, 1, *event)
+        if observed is None:
+            z, R = self._complete(rows)
+        else:
+            given = (torch.from_numpy(x).to(self._device) for x in (rows, np.ascontiguousarray(observed).reshape(rows.shape)))
+            z, R = (x.cpu().numpy() for x in self._rows(*given))
         return z.reshape(*lead, z.shape[-1]), R[0] if len(R) == 1 else R.reshape(*lead, *R.shape[1:])
+
+    def _rows(self, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """z and R of rows ``(B, 1, *event)``."""
+        mean, cov = self.encoder(rows, mask)
+        return mean[:, 0].double(), cov[:, 0].double()
+
+    def _seen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self._rows(rows, torch.ones_like(rows, dtype=torch.bool))
+
+    def _unmasked(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """That all is seen is told by a mask on the CPU: whoever asks that does not wait for the device, which no recording allows."""
+        return self._rows(rows, torch.ones(rows.shape, dtype=torch.bool))
 
 
 class _ArrayEncoder:

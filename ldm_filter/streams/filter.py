@@ -32,7 +32,8 @@ class OnlineFilter:
 
     k is 1, more after a gap, and 0 at the first step, where the initial belief is the prediction. The belief is carried in float64
     whatever the dtype of the model. The model is copied: training it further does not change a running filter. The filter runs on
-    the CPU; an encoder that is no small perceptron runs where the model is.
+    the CPU; an encoder that is no small perceptron runs where the model is, on a CUDA device as a recorded graph, and so does there the
+    filter step of 256 and more complete streams of 16 and more states.
 
     Args:
         model: a fitted :class:`~ldm_filter.models.latent_filter.LatentFilter`.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_filter.core.device_step import DeviceStep
 from ldm_filter.core.gating import Gate
 from ldm_filter.core.step import Belief, Corrected, StepFilter, Transition, compose, correct, predict, select, smooth_back
 from ldm_filter.models.base import Dynamics, Fields
@@ -35,7 +36,8 @@ class Motion:
         self.step_seconds = step_seconds if step_seconds is not None else self.interval if self.any_time else None
         A, a, Q, C, c = (_array(field) for field in ssm[:5])
         self._way, self._seen = Transition(A, a, Q), (C, c)
-        self._whole = StepFilter(self._way, C, c)
+        on_device = self._device.type == "cuda"
+        self._whole = DeviceStep(self._way, C, c, self._device) if on_device else StepFilter(self._way, C, c)
         self.initial = Belief(*(_array(field) for field in dynamics.initial()))
         self._over = lru_cache(maxsize=64)(self._at)
 
@@ -55,7 +57,7 @@ class Motion:
         fields = self._at(1, inputs)
         return fields.observation_matrix, fields.observation_offset
 
-    def whole(self, distance: float, inputs: np.ndarray | None) -> StepFilter | None:
+    def whole(self, distance: float, inputs: np.ndarray | None) -> StepFilter | DeviceStep | None:
         """:meth:`predict` and :meth:`correct` at once, for a step like all others."""
         return self._whole if distance == 1 and inputs is None else None
 
