@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from datasets.linear_gaussian import simulate
 from ldm_filter import LDMFilter
+from ldm_filter.data import parse
+from ldm_filter.estimator.fitting import make_plan
+from ldm_filter.estimator.stages import series_plan
 from ldm_filter.objectives.presets import PRESETS
 
 DATA: NDArray[np.float64] = simulate(40, 40, state_dim=2, measurement_dim=3, radius=0.95, seed=7).measurements.double().numpy()
@@ -67,6 +70,35 @@ def test_recurrent_dynamics_predict_one_step_and_refuse_what_they_have_not(tmp_p
     for arguments in ({"latent_dim": 2}, {"noise": "input"}):
         with pytest.raises(ValueError, match="dynamics is 'recurrent'"):
             LDMFilter(3, dynamics="recurrent", **arguments).fit(DATA, epochs=1, progress=False)  # type: ignore[arg-type]
+
+
+# The filter that is fitted after pairs.
+
+
+def test_the_filter_fitted_after_pairs_is_one_of_whole_series() -> None:
+    """A phase behind noise: its velocity shows in many steps only, and what two steps teach a filter would lose 0.25 nats a step."""
+    random = np.random.default_rng(0)
+    phase = random.uniform(0.0, 2.0 * np.pi, (120, 1)) + np.cumsum(0.3 + 0.05 * random.normal(size=(120, 60)), axis=1)
+    data = np.stack([np.sin(phase), 0.5 * np.sin(phase)], axis=-1) + 0.5 * random.normal(size=(120, 60, 2))
+    known: dict[str, Any] = {"state_dim": 2, "latent_dim": 1, "encoder": "linear", "device": "cpu"}
+    pairs = known | {"latent_model": "pair-predictor", "objective": "log-det", "window": 2}
+    through_the_filter = LDMFilter(**known).fit(data[:70], epochs=6, progress=False)
+    for dynamics in ("linear", "ekf"):
+        model = LDMFilter(dynamics=dynamics, **pairs).fit(data[:70], epochs=6, batch_size=500, progress=False)
+        assert model.score(data[70:]) == pytest.approx(through_the_filter.score(data[70:]), abs=0.02)
+        later = model.filter(data[70:]).nis.isel(time=slice(20, None))
+        assert float(later.mean()) == pytest.approx(float(through_the_filter.filter(data[70:]).nis.mean()), abs=0.05)
+        assert any("the filter of these latents" in event for event in model.history_.events)
+
+
+def test_long_windows_hold_as_many_steps_in_a_batch() -> None:
+    sequences = parse([np.zeros((steps, 2)) for steps in (250, 80)])[0]
+    plan = make_plan(sequences, None, window=2, batch_size=500, epochs=3, seed=0)
+    long = series_plan(plan)
+    assert (long.training.length, long.batch_size, long.epochs, long.validation) == (100, 10, 3, None)
+    assert series_plan(long) is long
+    held = series_plan(make_plan(sequences, 0.1, window=2, batch_size=4, epochs=3, seed=0))
+    assert held.validation is not None and (held.validation.length, held.batch_size) == (25, 4)
 
 
 # Linear independent component analysis.

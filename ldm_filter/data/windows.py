@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,6 +52,16 @@ class Windows:
         if not overlap >= 0 or (length is not None and overlap >= length):
             raise ValueError(f"`overlap` is {overlap}, expected 0 to {(length or longest) - 1}, less than the windows' length.")
         self.stride = max(1, self.length - overlap)
+
+    def recut(self, length: int | None) -> Self:
+        """The same series in windows of another length, with no overlap.
+
+        Raises:
+            ValueError: ``length`` below one step.
+        """
+        other = copy.copy(self)
+        other._cut(length)
+        return other
 
     def index(self, generator: torch.Generator | None = None, shuffle: bool = False) -> Tensor:
         """Where the windows begin: ``(windows, 2)`` integers, series and first step; the same number in every epoch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,6 @@ __all__ = [
     "build",
     "common_scale",
     "finish",
-    "fit_dynamics",
     "initialise",
     "make_plan",
     "mostly_complete",
@@ -216,25 +215,6 @@ def restart_dynamics(model: LatentFilter, plan: Plan) -> None:
     latents = measurements.mean[seen]
     model.encoder.rescale(latents.mean(0), latents.std(0))
     _start_dynamics(model, plan.training.sequences)
-
-
-def fit_dynamics(model: LatentFilter, plan: Plan, options: TrainingOptions, history: History) -> None:
-    """After training with another latent model: the linear-Gaussian filter of the latents that it found, the encoder held fixed.
-
-    Subspace identification, then the filter's likelihood (with a fixed encoder the entropy is a constant).
-    """
-    model.predictor = None
-    restart_dynamics(model, plan)
-    own = [*model.encoder.linear.parameters(), *model.encoder.network.parameters()]
-    trainable = [parameter for parameter in own if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    found = run_training(model, Objective("log-det"), plan, replace(options, mask_rate=0.0))
-    for parameter in trainable:
-        parameter.requires_grad_(True)
-    name = "validation_alignment" if "validation_alignment" in found.epochs[-1] else "alignment"
-    row = found.epochs[max(found.best_epoch, 0)]
-    history.events += [f"the filter of these latents: {row[name]:.3f} nats per step, in epoch {row['epoch']:.0f} of its own", *found.events]
 
 
 @torch.no_grad()

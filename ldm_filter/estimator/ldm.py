@@ -58,7 +58,7 @@ class LDMFilter(Supervised, Classical):
         readout: ``"auto"``, ``"linear"`` or ``"mlp"``: from the state back to the data, fitted after training.
         transition_cov: ``"full"`` or ``"diagonal"`` Q.
         observation: ``"learned"`` C, or ``"selector"`` for [I 0].
-        window: steps of a training window; default up to 100.
+        window: steps of a training window; default up to 100. A filter that is fitted after another latent model sees up to 100 in any case.
         learning_rate: peak rate of the encoder. ``dynamics_rate``: that of the dynamics, as a multiple.
         mask_rate: share of entries hidden at random in training; default 0.1 where single channels are missing in the data, else 0.
         patience: epochs without a lower validation loss after which training stops; None: never. ``"auto"``: 10, and never in a fit with targets
@@ -231,7 +231,7 @@ class LDMFilter(Supervised, Classical):
         compared = settings.comparisons(self.get_params(), square, compare)
         self.history_ = stages.train(model, objective, plan, replace(options, compare=compared, checkpoint_path=checkpoint))
         if model.predictor is not None:
-            fitting.fit_dynamics(model, plan, options, self.history_)
+            plan = stages.fit_dynamics(model, plan, options, self.history_)
         fitting.finish(model.eval(), plan)
         self.target_readout_ = None if model.head is None else model.head.requires_grad_(False)
         self.target_names_ = names

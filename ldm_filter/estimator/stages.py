@@ -1,4 +1,4 @@
-"""Training in stages, where all at once could be fooled: first the encoder, then noise that depends on the state."""
+"""Training in stages: first the encoder, then, with the encoder fixed, what all at once could be fooled about or another latent model had no need of."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from dataclasses import replace
 
 from torch import nn
 
-from ldm_filter.estimator.fitting import Plan, run_training
+from ldm_filter.estimator.fitting import Plan, restart_dynamics, run_training, window_length
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.stepwise import StepwiseDynamics
 from ldm_filter.objectives.objective import Objective
 from ldm_filter.training import History, TrainingOptions
 
-__all__ = ["frozen", "train"]
+__all__ = ["fit_dynamics", "frozen", "series_plan", "train"]
+
+LEAST_BATCH = 4
 
 
 def train(model: LatentFilter, objective: Objective, plan: Plan, options: TrainingOptions) -> History:
@@ -38,6 +40,44 @@ def train(model: LatentFilter, objective: Objective, plan: Plan, options: Traini
         *found.events,
     ]
     return history
+
+
+def fit_dynamics(model: LatentFilter, plan: Plan, options: TrainingOptions, history: History) -> Plan:
+    """After training with another latent model: the filter of the latents that it found, the encoder held fixed.
+
+    Subspace identification, then the filter's likelihood on long windows (with a fixed encoder the entropy is a constant).
+
+    Args:
+        model: changed in place; its predictor is given up.
+        plan: that of the other latent model, whose windows may be pairs.
+        options: of its training. history: gets a line of what was found.
+
+    Returns:
+        The plan with the windows that the filter was fitted on.
+    """
+    model.predictor = None
+    plan = series_plan(plan)
+    restart_dynamics(model, plan)
+    with frozen(model.encoder.linear, model.encoder.network):
+        found = run_training(model, Objective("log-det"), plan, replace(options, mask_rate=0.0))
+    name = "validation_alignment" if "validation_alignment" in found.epochs[-1] else "alignment"
+    row = found.epochs[max(found.best_epoch, 0)]
+    history.events += [f"the filter of these latents: {row[name]:.3f} nats per step, in epoch {row['epoch']:.0f} of its own", *found.events]
+    return plan
+
+
+def series_plan(plan: Plan) -> Plan:
+    """The plan with windows of up to 100 steps and about as many steps in a batch.
+
+    A pair of neighbours is the first step of a filter and the next: fitted to those, its covariances would be of a filter that is still finding in.
+    """
+    training, validation, length = plan.training, plan.validation, window_length(plan.training.lengths, None)
+    if training.length >= length:
+        return plan
+    batch_size = min(plan.batch_size, max(LEAST_BATCH, round(plan.batch_size * training.length / length)))
+    if validation is not None:
+        validation = validation.recut(window_length(validation.lengths, None))
+    return Plan(training.recut(length), validation, batch_size, plan.epochs)
 
 
 @contextmanager

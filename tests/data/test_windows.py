@@ -66,6 +66,15 @@ def test_plain_cover_is_in_order_and_aligned_to_the_end():
     assert Windows(numbered([10, 3])).index().tolist() == [[0, 0], [1, 0]]
 
 
+def test_windows_of_another_length_are_of_the_same_series():
+    pairs = Windows(numbered([10, 3, 8]), 2)
+    long = pairs.recut(4)
+    assert long.index().tolist() == Windows(numbered([10, 3, 8]), 4).index().tolist() and long.sequences is pairs.sequences
+    assert (pairs.length, pairs.stride, long.recut(None).length) == (2, 2, 10)
+    with pytest.raises(ValueError, match="`length` is 0"):
+        pairs.recut(0)
+
+
 def test_companions_are_cut_alike():
     sequences = numbered([10, 6])
     windows = Windows(sequences, 4)
