@@ -166,9 +166,10 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 
 
 class Oracle(NamedTuple):
-    """Exact filtered positions ``(series, steps, 2)`` and the wall time they took."""
+    """Exact filtered positions ``(series, steps, 2)``, the covariances before each frame, and the wall time they took."""
 
     mean: NDArray[np.float64]
+    predicted_cov: NDArray[np.float64]
     seconds: float
 
 
@@ -186,8 +187,8 @@ class Bench:
     def oracle(self) -> Oracle:
         """The exact Bayes filter on the test sequences."""
         started = time.perf_counter()
-        mean = bayes_filter(self.task, self.test).mean
-        return Oracle(mean, time.perf_counter() - started)
+        exact = bayes_filter(self.task, self.test)
+        return Oracle(exact.mean, exact.predicted_cov, time.perf_counter() - started)
 
 
 @lru_cache(maxsize=1)
@@ -228,7 +229,7 @@ def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]
     figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
     of_scaled = metrics.scores(mean, _held_out_scale(readout, data) * cov, data.test.position)
     figures |= {f"{name}_scaled": of_scaled[name] for name in ("nll", "nees", "coverage95")}
-    figures |= _noise_levels(mean, turned, data) | _jumps(test, data)
+    figures |= _noise_levels(mean, turned, data) | _jumps(test.predicted_cov, data)
     if data.settings.mlp:
         figures |= _mlp(readout.mean, test.mean, data)
     if test.nis is not None:
@@ -247,8 +248,9 @@ def _held_out_scale(readout: Estimate, data: Bench) -> float:
 
 
 def evaluate_oracle(data: Bench) -> dict[str, float]:
-    """Accuracy of the exact filter. Its belief lies on a curve: the ellipse of a Gaussian does not describe it, so no calibration is given."""
-    return _accuracy(data.oracle.mean, data)
+    """Accuracy of the exact filter, and what jumps do to its covariance. Its belief lies on a curve, which the ellipse of a Gaussian does not
+    describe: no calibration is given."""
+    return _accuracy(data.oracle.mean, data) | _jumps(data.oracle.predicted_cov, data)
 
 
 def _accuracy(mean: NDArray, data: Bench) -> dict[str, float]:
@@ -269,15 +271,15 @@ def _noise_levels(mean: NDArray, cov: NDArray, data: Bench) -> dict[str, float]:
     return {"coverage95_clean": float(inside[level <= low].mean()), "coverage95_noisy": float(inside[level >= high].mean())}
 
 
-def _jumps(test: Estimate, data: Bench) -> dict[str, float]:
+def _jumps(predicted_cov: NDArray | None, data: Bench) -> dict[str, float]:
     """``auc``: how well log det of the predicted covariance tells the step after a jump from all others (0.5: not at all, 1: always).
 
     ``settled``: the median number of steps after a jump until it is as low as at 95 % of the steps with no jump in the 20 before them.
     """
     jumped = data.test.jumped
-    if test.predicted_cov is None or not jumped.any():
+    if predicted_cov is None or not jumped.any():
         return {}
-    size = np.linalg.slogdet(test.predicted_cov)[1]
+    size = np.linalg.slogdet(predicted_cov)[1]
     auc = float(roc_auc_score(jumped[:, :-1].ravel(), size[:, 1:].ravel()))
     recent = np.stack([np.pad(jumped, ((0, 0), (lag, 0)))[:, : jumped.shape[1]] for lag in range(21)]).any(0)
     recent = recent | (np.arange(jumped.shape[1]) < 20)  # at first the filter is still finding in

@@ -34,11 +34,13 @@ class OracleResult(NamedTuple):
     Attributes:
         mean: ``(series, steps, 2)`` float64, E[position_t | frames up to t].
         cov: ``(series, steps, 2, 2)`` float64, its covariance.
+        predicted_cov: of the same shape, Cov[position_t | frames before t].
         log_likelihood: ``(series, steps)`` float64, log p(frame_t | frames before t), all constants included.
     """
 
     mean: NDArray[np.float64]
     cov: NDArray[np.float64]
+    predicted_cov: NDArray[np.float64]
     log_likelihood: NDArray[np.float64]
 
 
@@ -76,15 +78,22 @@ def bayes_filter(task: str | Task, dots: Dots, points: int | None = None) -> Ora
     predict = _transition(chosen.motion, points)
     log_density = _frame_density(chosen, position)
     series, steps = dots.frames.shape[:2]
-    result = OracleResult(np.empty((series, steps, 2)), np.empty((series, steps, 2, 2)), np.empty((series, steps)))
+    shape = (series, steps, 2)
+    result = OracleResult(np.empty(shape), np.empty((*shape, 2)), np.empty((*shape, 2)), np.empty((series, steps)))
     belief = np.full((series, points), 1 / points)
     for step in range(steps):
         prior = belief if step == 0 else predict(belief)
         belief, result.log_likelihood[:, step] = _update(prior, log_density(dots.frames[:, step], dots.noise_var[:, step]))
-        result.mean[:, step] = belief @ position
-        second = (belief @ (position[:, :, None] * position[:, None, :]).reshape(points, 4)).reshape(series, 2, 2)
-        result.cov[:, step] = second - result.mean[:, step, :, None] * result.mean[:, step, None, :]
+        result.mean[:, step], result.cov[:, step] = _moments(belief, position)
+        result.predicted_cov[:, step] = _moments(prior, position)[1]
     return result
+
+
+def _moments(belief: NDArray, position: NDArray) -> tuple[NDArray, NDArray]:
+    """Mean ``(series, 2)`` and covariance ``(series, 2, 2)`` of the position."""
+    mean = belief @ position
+    second = (belief @ (position[:, :, None] * position[:, None, :]).reshape(-1, 4)).reshape(-1, 2, 2)
+    return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
 def offset_normal_density(offset: NDArray, variance: float) -> NDArray:

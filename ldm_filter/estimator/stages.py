@@ -1,4 +1,4 @@
-"""Training in stages: first the encoder, then, with the encoder fixed, what all at once could be fooled about or another latent model had no need of."""
+"""Training in stages: first the encoder, then, with it held fixed, noise of the state or the filter that another latent model had no need of."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import dot_methods
-from benchmarks.dot_tasks import Estimate, _jumps, _noise_levels
+from benchmarks.dot_tasks import _jumps, _noise_levels
 
 
 def test_jumps_are_told_by_the_covariance_of_the_step_after() -> None:
@@ -19,12 +19,13 @@ def test_jumps_are_told_by_the_covariance_of_the_step_after() -> None:
     for lag, extra in ((1, 3.0), (2, 2.0), (3, 1.0)):
         wide[:, lag:] += extra * jumped[:, :-lag]
     cov = np.exp(wide + 1e-3 * rng.normal(size=wide.shape))[..., None, None] * np.eye(2)
-    found = _jumps(Estimate(np.zeros((20, 80, 2)), cov, predicted_cov=cov), SimpleNamespace(test=SimpleNamespace(jumped=jumped)))  # type: ignore[arg-type]
+    data = SimpleNamespace(test=SimpleNamespace(jumped=jumped))
+    found = _jumps(cov, data)  # type: ignore[arg-type]
     assert found["auc"] > 0.97
     assert found["settled"] == pytest.approx(3.0, abs=1.0)
-    blind = _jumps(Estimate(np.zeros((20, 80, 2)), cov, predicted_cov=0.0 * cov + np.eye(2)), SimpleNamespace(test=SimpleNamespace(jumped=jumped)))  # type: ignore[arg-type]
+    blind = _jumps(0.0 * cov + np.eye(2), data)  # type: ignore[arg-type]
     assert blind["auc"] == pytest.approx(0.5)
-    assert _jumps(Estimate(np.zeros((20, 80, 2)), cov), SimpleNamespace(test=SimpleNamespace(jumped=jumped))) == {}  # type: ignore[arg-type]
+    assert _jumps(None, data) == {}  # type: ignore[arg-type]
 
 
 def test_coverage_by_noise_level_is_apart_for_clean_and_noisy_frames() -> None:
@@ -46,6 +47,11 @@ def test_the_tasks_run(task: str, method: str) -> None:
     assert {"r2", "mlp_excess", "nis"} <= set(figures)
     assert np.isfinite(list(figures.values())).all()
     assert ("auc" in figures) == (task == "jump")
+
+
+def test_the_oracle_knows_a_jump_by_the_frame_that_shows_it() -> None:
+    """Its covariance a step later is that of any other step."""
+    assert dot_methods.run("jump", "", "oracle", "cpu", 0).metrics["auc"] < 0.65
 
 
 def test_an_unknown_variant_is_named() -> None:

@@ -81,6 +81,8 @@ def test_near_linear_limit_is_the_kalman_filter_of_the_angle():
     for step in range(1, 15):
         variance[step] = 1 / (information + 1 / (variance[step - 1] + diffusion))
     np.testing.assert_allclose(np.trace(result.cov, axis1=2, axis2=3).mean(axis=0), variance, rtol=0.02)
+    predicted = np.trace(result.predicted_cov, axis1=2, axis2=3).mean(axis=0)
+    np.testing.assert_allclose(predicted[1:], variance[:-1] + diffusion, rtol=0.02)
 
 
 @pytest.mark.parametrize("name", CIRCLES)
