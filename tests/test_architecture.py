@@ -70,7 +70,7 @@ def test_arrows_point_down(path: Path) -> None:
 
 def test_modules_are_imported_by_name_in_two_places_only() -> None:
     calls = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8").count("import_module(") for path in PACKAGE.rglob("*.py")}
-    kernels = {"core/native.py", "core/triton.py"}  # their own compiled or optional parts
+    kernels = {"core/native.py", "core/triton_launch.py"}  # their own compiled or optional parts
     assert {name for name, count in calls.items() if count} - kernels == BY_NAME
     text = (PACKAGE / "estimator" / "comparison.py").read_text(encoding="utf-8")
     assert text.count("import_module(") == 1 and 'import_module("ldm_filter.comparison")' in text

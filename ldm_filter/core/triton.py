@@ -1,5 +1,9 @@
-"""The Kalman filter of whole sequences inside GPU kernels, with its adjoint: the door to :mod:`ldm_filter.core.triton_own` and
-:mod:`ldm_filter.core.triton_shared`.
+"""The Kalman filter of whole sequences inside GPU kernels, with its adjoint.
+
+Two ways, as on the CPU (:mod:`ldm_filter.core.kernels`). Covariances of each sequence's own: one sequence for each thread, its state in
+registers, up to 4 states and latents; beyond, one for each program, on tiles. Covariances that the batch shares: their recursion runs once,
+on tiles, and is at rest where a constant model has converged; the means follow, one sequence for each thread up to 8 states and latents,
+beyond as tiles of sequences.
 
 Triton is optional. Where it is missing, or the sizes do not fit, the readable loops of :mod:`ldm_filter.core.recursion` do the
 same work on the GPU, step by step. First derivatives only.
@@ -7,12 +11,6 @@ same work on the GPU, step by step. First derivatives only.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
-import importlib.util
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,26 +19,34 @@ from torch.autograd.function import once_differentiable
 
 from ldm_filter.core.inputs import Problem
 from ldm_filter.core.linalg import round_cov
-from ldm_filter.core.recursion import Filtered, raise_if_not_positive
+from ldm_filter.core.recursion import Filtered, not_positive, raise_if_not_positive
+from ldm_filter.core.triton_launch import (
+    Layout,
+    available,
+    covariance_layout,
+    each,
+    field,
+    fields,
+    gradients,
+    interpreted,
+    launch,
+    mean_layout,
+    of_means,
+    own_layout,
+    per_step,
+    total,
+)
 from ldm_filter.types import Gaussian
 
 __all__ = ["LARGEST", "available", "run", "supports"]
 
-LARGEST = 8  # states and latents: a sequence's matrices are a thread's registers
-_BLOCK = 32  # sequences for each program, which is one warp
-
-_Field = tuple[Tensor | None, int | None, int | None]
-
-
-def available() -> bool:
-    """Whether kernels can run: Triton is installed, and there is a CUDA device or Triton's interpreter (``TRITON_INTERPRET=1``)."""
-    return importlib.util.find_spec("triton") is not None and (_interpreted() or torch.cuda.is_available())
+LARGEST = 32  # states and latents: beyond, the tiles of a step exceed the registers and the shared memory of a program
 
 
 def supports(problem: Problem) -> bool:
-    """Whether :func:`run` takes the problem: up to 8 states and 8 latents, float32 or float64, on a CUDA device (or interpreted)."""
+    """Whether :func:`run` takes the problem: up to 32 states and 32 latents, float32 or float64, on a CUDA device (or interpreted)."""
     n, m = problem.A.shape[-1], problem.z.shape[-1]
-    right_place = problem.z.device.type == "cuda" or _interpreted()
+    right_place = problem.z.device.type == "cuda" or interpreted()
     return available() and right_place and max(n, m) <= LARGEST and problem.z.dtype in (torch.float32, torch.float64)
 
 
@@ -48,8 +54,10 @@ def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
     """Filter all sequences of a problem that :func:`supports` accepts.
 
     Covariances are computed in float64, with Cholesky factors and Joseph's form, the means with them or, where the batch shares
-    its covariances, in the dtype of the measurements. Memory: the outputs and, backwards, the gradients; nothing else grows
-    with T, but for the sums over 32 sequences of the gradients of a model that they share and that varies in time.
+    its covariances and has at most 8 states and latents, in the dtype of the measurements. A model that is constant in time comes to
+    rest as :mod:`ldm_filter.core.kernels` has it, which moves no covariance by more than 1e-13 of its scale. Memory: the outputs and,
+    backwards, the gradients; besides those only parts of the gradients of a model that the sequences share and that varies in time grow
+    with T, one part for every 32 sequences with small states, 16 where covariances are shared, and 1 otherwise.
 
     Args:
         problem: as :func:`ldm_filter.core.inputs.prepare` makes it.
@@ -73,12 +81,15 @@ def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
     A, a, Q, C, R, z, (h0, P0), seen = problem
     if not isinstance(seen, Tensor):
         seen = torch.full((1, 1), float(seen), dtype=z.dtype, device=z.device)
-    shared = z.shape[0] > 1 and all(x.shape[0] == 1 for x in (A, Q, C, R, P0))
+    constant = all(x.shape[1] == 1 for x in (A, Q, C, R))
+    shared = all(x.shape[0] == 1 for x in (A, Q, C, R, P0)) and (z.shape[0] > 1 or constant)
     inputs = [x.contiguous() for x in (A, Q, C, R, P0, a, z, h0, seen)]
-    p, Pp, f, P, density, failed = (_SharedCovariances if shared else _OwnCovariances).apply(*inputs, predicted, precise)
-    if (failed < z.shape[1]).any():
-        info = torch.arange(z.shape[1], device=z.device) == failed.unsqueeze(-1)
-        raise_if_not_positive(info[0] if shared else info)
+    if shared:
+        p, Pp, f, P, density = _SharedCovariances.apply(*inputs, predicted, constant)
+    else:
+        p, Pp, f, P, density, failed = _OwnCovariances.apply(*inputs, predicted, precise)
+        if (failed < z.shape[1]).any():
+            raise_if_not_positive(torch.arange(z.shape[1], device=z.device) == failed.unsqueeze(-1))
     return Filtered(Gaussian(p, Pp) if predicted else None, Gaussian(f, P), density)
 
 
@@ -89,14 +100,14 @@ class _OwnCovariances(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
         *inputs, seen, predicted, precise = arguments
         z, n = inputs[6], inputs[0].shape[-1]
-        batch, steps, _ = z.shape
+        batch, steps, m = z.shape
         f, P, density = z.new_empty(batch, steps, n), z.new_empty(batch, steps, n, n), z.new_empty(batch, steps)
         p, Pp = (torch.empty_like(f), torch.empty_like(P)) if predicted else (None, None)
         failed = torch.empty(batch, dtype=torch.int32, device=z.device)
         lift = 1.0 if z.dtype == torch.float64 else 1.0 + n * torch.finfo(z.dtype).eps
-        fields = [*_fields(inputs), _field(seen), *map(_each, (p, Pp, f, P, density)), failed, batch, steps, 0]
-        ctx.dtype = torch.float64 if precise else z.dtype
-        _launch("filter_forward", _programs(z), fields, LIFT=lift, BLOCK=_BLOCK, **_sizes(inputs, ctx.dtype))
+        ctx.layout = layout = own_layout(n, m, torch.float64 if precise else z.dtype)
+        given = [*fields(inputs), field(seen), *map(each, (p, Pp, f, P, density)), failed, *_numbers(layout, z)]
+        launch(_name("filter_forward", layout), layout.programs(z), given, layout, LIFT=lift)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(failed)
         ctx.save_for_backward(*inputs, f, P)
@@ -106,11 +117,11 @@ class _OwnCovariances(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, f, P = ctx.saved_tensors
-        z = inputs[6]
-        grads = _gradients(inputs, ctx.needs_input_grad)
-        fields = [*_fields(inputs), _each(f), _each(P), *map(_each, arriving[:5]), *_fields(inputs, grads), *z.shape[:2], 0]
-        _launch("filter_backward", _programs(z), fields, BLOCK=_BLOCK, **_sizes(inputs, ctx.dtype))
-        return (*map(_total, inputs, grads), None, None, None)
+        z, layout = inputs[6], ctx.layout
+        grads = gradients(inputs, ctx.needs_input_grad, layout.programs(z))
+        given = [*fields(inputs), each(f), each(P), *map(each, arriving[:5]), *fields(inputs, grads), *_numbers(layout, z)]
+        launch(_name("filter_backward", layout), layout.programs(z), given, layout)
+        return (*map(total, inputs, grads), None, None, None)
 
 
 class _SharedCovariances(torch.autograd.Function):
@@ -118,109 +129,66 @@ class _SharedCovariances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        *inputs, seen, predicted, _ = arguments
+        *inputs, seen, predicted, constant = arguments
         z, n = inputs[6], inputs[0].shape[-1]
         batch, steps, m = z.shape
-        Pp, P, K, L = (z.new_empty(1, steps, *size, dtype=torch.float64) for size in ((n, n), (n, n), (n, m), (m * (m + 1) // 2,)))
-        failed = torch.empty(1, dtype=torch.int32, device=z.device)
-        fields = _fields(inputs)
-        _launch("covariance_forward", 1, [*fields[:5], *map(_steps, (Pp, P, K, L)), failed, steps], **_sizes(inputs, torch.float64))
+        Pp, P, K, W = (z.new_empty(1, steps, *size, dtype=torch.float64) for size in ((n, n), (n, n), (n, m), (m, m)))
+        state = torch.empty(2, dtype=torch.int32, device=z.device)
+        told, layout = fields(inputs), covariance_layout(n, m)
+        covs = [*told[:5], *map(per_step, (Pp if predicted else None, P, K, W)), state, steps]
+        launch("covariance_forward", 1, covs, layout, CONSTANT=constant)
         f, density = z.new_empty(batch, steps, n), z.new_empty(batch, steps)
         p = torch.empty_like(f) if predicted else None
-        means = [*_of_means(fields), _steps(K), _steps(L), _field(seen), *map(_each, (p, f, density)), batch, steps, 0]
-        _launch("mean_forward", _programs(z), means, BLOCK=_BLOCK, **_sizes(inputs, z.dtype))
+        ctx.layout = layout = mean_layout(n, m, z.dtype)
+        means = [*of_means(told), per_step(K), per_step(W), field(seen), *map(each, (p, f, density)), state, *_numbers(layout, z)]
+        launch(_name("mean_forward", layout), layout.programs(z), means, layout)
+        first, ctx.distinct = state.tolist()  # the host has not waited for the device before
+        if first < steps:
+            raise not_positive(first, None)
+        for x in (P, Pp) if predicted else (P,):
+            x[:, ctx.distinct :] = x[:, ctx.distinct - 1 : ctx.distinct]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(failed)
-        ctx.save_for_backward(*inputs, f, P, K, L)
-        return p, round_cov(Pp, z.dtype) if predicted else None, f, round_cov(P, z.dtype), density, failed
+        ctx.save_for_backward(*inputs, f, P, K, W, state)
+        return p, round_cov(Pp, z.dtype) if predicted else None, f, round_cov(P, z.dtype), density
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, f, P, K, L = ctx.saved_tensors
-        z, (n, m) = inputs[6], K.shape[-2:]
-        to_p, to_Pp, to_f, to_P, to_density, _ = arriving
-        of_means = _gradients(inputs, [k not in (1, 3, 4) and need for k, need in enumerate(ctx.needs_input_grad)])
-        sums = [z.new_empty(_programs(z), z.shape[1], size) for size in (n * m, m * m, 1)]
-        fields, grads = _fields(inputs), _fields(inputs, of_means)
-        saved = [_steps(K), _steps(L), *map(_each, (f, to_p, to_f, to_density))]
-        _launch(
-            "mean_backward", _programs(z), [*_of_means(fields), *saved, *_of_means(grads), *map(_steps, sums), *z.shape[:2], 0],
-            BLOCK=_BLOCK, **_sizes(inputs, z.dtype),
-        )  # fmt: skip
-        of_covs = _gradients(inputs, [*ctx.needs_input_grad[:5], False, False, False], torch.float64)
+        *inputs, f, P, K, W, state = ctx.saved_tensors
+        z, (n, m), distinct, layout = inputs[6], K.shape[-2:], ctx.distinct, ctx.layout
+        to_p, to_Pp, to_f, to_P, to_density = arriving
+        programs = layout.programs(z)
+        of_data = gradients(inputs, [k not in (1, 3, 4) and need for k, need in enumerate(ctx.needs_input_grad)], programs)
+        kind = torch.float64 if layout.tiled else z.dtype
+        sums = [z.new_empty(programs, distinct, size, dtype=kind) for size in (n * m, m * m, 1)]
+        told, grads = of_means(fields(inputs)), of_means(fields(inputs, of_data))
+        saved = [per_step(K), per_step(W), *map(each, (f, to_p, to_f, to_density))]
+        given = [*told, *saved, *grads, *map(per_step, sums), state, *_numbers(layout, z)]
+        launch(_name("mean_backward", layout), programs, given, layout)
+        of_covs = gradients(inputs, [*ctx.needs_input_grad[:5], False, False, False], programs, torch.float64)
         sums = [x.sum(0, keepdim=True, dtype=torch.float64) for x in sums]
-        covs = [*fields[:5], *map(_steps, (P, *sums, to_Pp, to_P)), *_fields(inputs, of_covs)[:5], z.shape[1]]
-        _launch("covariance_backward", 1, covs, **_sizes(inputs, torch.float64))
-        return (*map(_total, inputs, of_means, of_covs), None, None, None)
+        to_covs = (_gathered(x, distinct) for x in (to_Pp, to_P))
+        covs = [*fields(inputs)[:5], *map(per_step, (P, *sums, *to_covs)), *fields(inputs, of_covs)[:5], distinct, z.shape[1]]
+        launch("covariance_backward", 1, covs, covariance_layout(n, m))
+        return (*map(total, inputs, of_data, of_covs), None, None, None)
 
 
-# What a kernel is told of a tensor: where it is, whether each sequence has its own rows (1 or None), and each step (1 or None).
+def _gathered(arriving: Tensor | None, distinct: int) -> Tensor | None:
+    """What arrives at the steps of a model at rest, ``(1, T, n, n)``, belongs to the last distinct one."""
+    if arriving is None or distinct == arriving.shape[1]:
+        return arriving
+    gathered = arriving[:, :distinct].double()
+    gathered[:, -1] += arriving[:, distinct:].sum(1, dtype=torch.float64)
+    return gathered
 
 
-def _field(x: Tensor | None, like: Tensor | None = None, steps: bool = True) -> _Field:
-    """A tensor ``(1 | B, 1 | T, ...)``, or ``(1 | B, ...)`` without ``steps``; the gradient of ``like`` is as that."""
-    shape = (x if like is None else like).shape  # type: ignore[union-attr]
-    return x, 1 if shape[0] > 1 else None, 1 if steps and shape[1] > 1 else None
+def _name(kernel: str, layout: Layout) -> str:
+    return f"tile_{kernel}" if layout.tiled else kernel
 
 
-def _each(x: Tensor | None) -> _Field:
-    """A row for each sequence and step."""
-    return None if x is None else x.contiguous(), 1, 1
-
-
-def _steps(x: Tensor | None) -> _Field:
-    """A row for each step."""
-    return None if x is None else x.contiguous(), None, 1
-
-
-def _fields(inputs: Sequence[Tensor], values: Sequence[Tensor | None] | None = None) -> list[_Field]:
-    """A, Q, C, R, P0, a, z, h0, or their gradients."""
-    *model, z, h0 = inputs if values is None else values
-    fields = [_field(x, like, steps=k != 4) for k, (x, like) in enumerate(zip(model, inputs, strict=False))]
-    return [*fields, _each(z), (h0, 1, None)]
-
-
-def _of_means(fields: Sequence[_Field]) -> list[_Field]:
-    """A, C, a, z, h0."""
-    return [fields[0], fields[2], *fields[5:]]
-
-
-def _programs(z: Tensor) -> int:
-    return -(-z.shape[0] // _BLOCK)
-
-
-def _sizes(inputs: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    m, n = inputs[2].shape[-2:]
-    return {"N": n, "M": m, "DTYPE": _kernels()["FLOATS"][str(dtype)]}
-
-
-def _gradients(inputs: Sequence[Tensor], needed: Sequence[bool], dtype: torch.dtype | None = None) -> list[Tensor | None]:
-    """Room for the gradients that are needed: of what the sequences share a row for each program, or, in float64, for the only one."""
-    z = inputs[6]
-    sizes = [x.shape if k > 5 or x.shape[0] > 1 else (1 if dtype else _programs(z), *x.shape[1:]) for k, x in enumerate(inputs)]
-    always = (k > 5 and dtype is None for k in range(8))
-    return [z.new_empty(size, dtype=dtype) if need or must else None for size, need, must in zip(sizes, needed, always, strict=False)]
-
-
-def _total(x: Tensor, *parts: Tensor | None) -> Tensor | None:
-    """The gradient of x from its parts, summed over the programs in float64."""
-    there = [g if g.shape == x.shape else g.sum(0, keepdim=True, dtype=torch.float64) for g in parts if g is not None]
-    return sum(there).to(x.dtype) if there else None  # type: ignore[union-attr]
-
-
-def _launch(name: str, programs: int, arguments: Sequence[Any], **constants: Any) -> None:
-    where = next(x[0].device for x in arguments if isinstance(x, tuple) and x[0] is not None)
-    with torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext():
-        _kernels()[name][(programs,)](*arguments, **constants, num_warps=1)
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@functools.cache
-def _kernels() -> dict[str, Any]:
-    """The kernels, compiled when they are first called; imported late, since Triton may be missing and is slow to import."""
-    modules = (importlib.import_module(f"ldm_filter.core.triton_{name}") for name in ("own", "shared", "step"))
-    return {name: getattr(module, name) for module in modules for name in module.__all__}
+def _numbers(layout: Layout, z: Tensor) -> list[int]:
+    """Batch and time, as far as a kernel asks for them, and the 0 that stands still (see :func:`ldm_filter.core.triton_memory.moved`)."""
+    batch, steps, _ = z.shape
+    if layout.tiled:
+        return [steps] if layout.block == 1 else [batch, steps]
+    return [batch, steps, 0]

@@ -9,7 +9,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ldm_filter.core.triton_matrix import add, lower_product, moved, outer, places, product, read, scale, subtract, symmetric, transpose, write, zeros
+from ldm_filter.core.triton_matrix import (
+    add,
+    lower_product,
+    outer,
+    product,
+    scale,
+    solve_lower,
+    solve_upper,
+    subtract,
+    symmetric,
+    transpose,
+    zeros,
+)
+from ldm_filter.core.triton_memory import moved, places, read, write
 from ldm_filter.core.triton_step import (
     arriving,
     chosen,
@@ -144,7 +157,8 @@ def filter_backward(
         G = add(G, symmetric(arriving(to_P, at[11], inside, N * N, BLOCK, DTYPE), N), N * N)
         g = arriving(to_density, at[12], inside, 1, BLOCK, DTYPE)[0]
 
-        v, at_z, u = mean_adjoint(h, g, e, K, observation, L, inverse, N, M)
+        v = solve_upper(L, inverse, solve_lower(L, inverse, e, M, 1), M, 1)
+        at_z, u = mean_adjoint(h, g, v, K, observation, N, M)
         vv = outer(scale(g, v, M), v, M, M)
         U, at_R, at_C = covariance_adjoint(G, outer(h, v, N, M), vv, g, K, J, L, inverse, observation, N, M, BLOCK, DTYPE)
         u = add(u, arriving(to_p, at[8], inside, N, BLOCK, DTYPE), N)

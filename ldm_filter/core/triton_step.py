@@ -30,7 +30,6 @@ from ldm_filter.core.triton_matrix import (
     inverse_of_square,
     lower_product,
     product,
-    read,
     scale,
     solve_lower,
     solve_upper,
@@ -38,9 +37,9 @@ from ldm_filter.core.triton_matrix import (
     symmetric,
     transpose,
     twice_symmetric,
-    write,
     zeros,
 )
+from ldm_filter.core.triton_memory import read, write
 
 __all__ = [
     "FLOATS",
@@ -145,11 +144,10 @@ def covariance_adjoint(G, hv, vv, g, K, J, L, inverse, C, N: tl.constexpr, M: tl
 
 
 @triton.jit
-def mean_adjoint(h, g, e, K, C, L, inverse, N: tl.constexpr, M: tl.constexpr):
-    """v, dz, and what of dp does not arrive at the prediction itself."""
-    v = solve_upper(L, inverse, solve_lower(L, inverse, e, M, 1), M, 1)
+def mean_adjoint(h, g, v, K, C, N: tl.constexpr, M: tl.constexpr):
+    """dz, and what of dp does not arrive at the prediction itself."""
     at_z = subtract(product(transpose(K, N, M), h, M, N, 1), scale(g, v, M), M)
-    return v, at_z, subtract(h, product(transpose(C, M, N), at_z, N, M, 1), N)
+    return at_z, subtract(h, product(transpose(C, M, N), at_z, N, M, 1), N)
 
 
 # Gradients of the model: kept for each sequence or summed over its block, at every step or over all of them.

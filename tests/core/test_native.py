@@ -297,8 +297,8 @@ def test_a_forced_backend_says_what_it_cannot_take() -> None:
     half = [x.half() for x in parts(ssm, measurements)]
     with backend("native"), pytest.raises(ValueError, match='backend is "native", which takes float32 and float64'):
         moments(half, None)
-    with backend("triton"), pytest.raises(RuntimeError, match="the Triton kernels got 9 states"):
-        filter_moments(constant_ssm(9, 1), measurements)
+    with backend("triton"), pytest.raises(RuntimeError, match="the Triton kernels got 33 states"):
+        filter_moments(constant_ssm(33, 1), measurements)
     with pytest.raises(ValueError, match="backend is 'cuda', expected one of"):
         backend("cuda")
 

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ldm_filter.core import recursion
+from ldm_filter.core import kernels as cpu_kernels
+from ldm_filter.core import native, recursion, triton_launch
 from ldm_filter.core import triton as door
 from ldm_filter.core.inputs import Problem, prepare
 from ldm_filter.core.linalg import NotPositiveDefiniteError, round_cov
@@ -25,10 +27,12 @@ from tests.core.test_native import model, parts
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
     triton = pytest.importorskip("triton", reason="Triton is not installed: pip install 'ldm-filter[gpu]'", exc_type=ImportError)
-    door._kernels()
+    kernels_of_triton = triton_launch.kernels()
 
 # (batch, time, n, m): one step, one sequence, n < m, n = m, n > m, more than one program
 SIZES = [(1, 1, 1, 1), (1, 3, 2, 2), (2, 3, 1, 3), (3, 2, 3, 2), (2, 1, 4, 4), (35, 2, 2, 1)]
+# The same on tiles: of covariances alone, and of means as well; padded and not.
+LARGE = [(1, 3, 5, 3), (2, 3, 3, 7), (3, 2, 8, 8), (1, 3, 9, 4), (2, 3, 3, 11), (2, 1, 12, 9), (19, 2, 9, 1), (2, 2, 20, 5)]
 KINDS = [("constant", ""), ("constant", "shared"), ("constant", "own"), ("time", ""), ("batch", "own"), ("mixed", ""), ("all", "own")]
 
 
@@ -83,22 +87,31 @@ def test_filter_is_that_of_the_loop(size: tuple[int, int, int, int], kind: str, 
     compare(parts(model(kind, *size), measurements), {"": None, "own": mask, "shared": mask[:1]}[masked], 1e-12, 1e-10)
 
 
+@pytest.mark.parametrize("kind, masked", KINDS)
+@pytest.mark.parametrize("size", LARGE)
+def test_filter_on_tiles_is_that_of_the_loop(size: tuple[int, int, int, int], kind: str, masked: str) -> None:
+    test_filter_is_that_of_the_loop(size, kind, masked)
+
+
 @pytest.mark.parametrize("varying", [False, True])
-def test_gradient_of_each_output_alone(varying: bool) -> None:
-    compare(parts(constant_ssm(3, 2), random_measurements(2, 2, 2, varying=varying)), None, 1e-12, 1e-10, alone=True)
+@pytest.mark.parametrize("n, m", [(3, 2), (9, 2)])
+def test_gradient_of_each_output_alone(n: int, m: int, varying: bool) -> None:
+    compare(parts(constant_ssm(n, m), random_measurements(2, 2, m, varying=varying)), None, 1e-12, 1e-10, alone=True)
 
 
 @pytest.mark.parametrize("varying, precise", [(False, True), (True, True), (True, False)])
-def test_float32(monkeypatch: pytest.MonkeyPatch, varying: bool, precise: bool) -> None:
+@pytest.mark.parametrize("n, m", [(3, 2), (5, 2), (9, 3)])
+def test_float32(monkeypatch: pytest.MonkeyPatch, n: int, m: int, varying: bool, precise: bool) -> None:
     monkeypatch.setattr(f"{__name__}.kernels.__defaults__", (precise,))
-    leaves = [x.detach().float().requires_grad_() for x in parts(constant_ssm(3, 2), random_measurements(2, 3, 2, varying=varying))]
+    leaves = [x.detach().float().requires_grad_() for x in parts(constant_ssm(n, m), random_measurements(2, 3, m, varying=varying))]
     compare(leaves, None, 2e-6, 2e-5)
 
 
 @pytest.mark.parametrize("varying", [False, True])
-def test_float32_with_precise_measurements_of_a_vague_state(varying: bool) -> None:
+@pytest.mark.parametrize("n", [3, 9])
+def test_float32_with_precise_measurements_of_a_vague_state(n: int, varying: bool) -> None:
     """Measurement variance 1e-6, initial variance 1e4: what is left of it is right to 1e-4."""
-    batch, steps, n, m = 2, 4, 3, 2
+    batch, steps, m = 2, 4, 2
     ssm = constant_ssm(n, m)._replace(initial=Gaussian(normal(1, n), 1e4 * torch.eye(n, dtype=torch.float64)))
     cov = 1e-6 * torch.eye(m, dtype=torch.float64).expand(*((batch, steps) if varying else (1, 1)), m, m).clone()
     exact = [x.float().double() for x in parts(ssm, Gaussian(normal(2, batch, steps, m), cov))]
@@ -107,11 +120,13 @@ def test_float32_with_precise_measurements_of_a_vague_state(varying: bool) -> No
         assert (torch.linalg.eigvalsh(x.double()) > 0.0).all() if x.dim() == 4 else True
 
 
-def test_only_the_symmetric_part_of_a_covariance_counts() -> None:
-    leaves = parts(constant_ssm(2, 2), random_measurements(2, 3, 2))
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("n", [2, 9])
+def test_only_the_symmetric_part_of_a_covariance_counts(n: int, varying: bool) -> None:
+    leaves = parts(constant_ssm(n, 2), random_measurements(2, 3, 2, varying=varying))
     with torch.no_grad():
         for k in (2, 6, 8):
-            leaves[k][0, 1] += 0.05
+            leaves[k][..., 0, 1] += 0.05
     compare(leaves, None, 1e-12, 1e-10)
 
 
@@ -125,31 +140,96 @@ def test_what_is_not_asked_for_is_left_out() -> None:
     assert_close(alone, torch.autograd.grad(kernels(problem_of(every, None))[4].sum(), every[7])[0], rtol=0.0, atol=1e-14)
 
 
-def test_a_failure_is_named() -> None:
+def quick_model(n: int, m: int, pace: float = 0.2) -> list[Tensor]:
+    """A model that forgets its start within a few steps."""
+    leaves = parts(constant_ssm(n, m), random_measurements(3, 18, m))
+    with torch.no_grad():
+        leaves[0].mul_(pace / torch.linalg.matrix_norm(leaves[0], 2))
+    return leaves
+
+
+def distinct_of(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> int:
+    """The number of steps whose covariances differ, as the adjoint is told."""
+    told: list[int] = []
+
+    def spy(name: str, programs: int, arguments: list[Any], *rest: Any, **constants: Any) -> None:
+        if name == "covariance_backward":
+            told.append(arguments[-2])
+        triton_launch.launch(name, programs, arguments, *rest, **constants)
+
+    monkeypatch.setattr(door, "launch", spy)
+    run()
+    assert len(set(told)) == 1
+    return told[0]
+
+
+@pytest.mark.parametrize("n, m", [(2, 1), (5, 3), (9, 2)])
+def test_a_constant_model_comes_to_rest(monkeypatch: pytest.MonkeyPatch, n: int, m: int) -> None:
+    """At the step where the CPU kernels say so too, and nothing moves by more than their tolerance."""
+    leaves = quick_model(n, m)
+    distinct = distinct_of(monkeypatch, lambda: compare(leaves, None, 1e-12, 1e-10))
+    assert 3 <= distinct < 18
+    if native.available():
+        A, a, Q, C, c, h, P, z, R = (x.detach() for x in leaves)
+        over = [x[None, None] for x in (A, a, Q, C, c)]
+        arguments = cpu_kernels.Arguments(*over, h.expand(1, n), P.expand(1, n, n), z, R[None, None], None)
+        assert distinct == cpu_kernels.run(cpu_kernels.laid_out(arguments), False).distinct
+
+
+def test_one_series_of_a_constant_model_comes_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = quick_model(2, 1)
+    leaves[7] = leaves[7].detach()[:1].clone().requires_grad_()
+    assert distinct_of(monkeypatch, lambda: compare(leaves, None, 1e-12, 1e-10)) < 18
+
+
+def test_what_moves_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that varies in time, if only by name; one with gaps; one that starts where it would end and might drift unseen."""
+    leaves = quick_model(2, 1)
+    gaps = torch.ones(1, 18, 1, dtype=torch.bool)
+    gaps[0, 15] = False
+    assert distinct_of(monkeypatch, lambda: compare(leaves, gaps, 1e-12, 1e-10)) == 18
+    varying = [leaves[0].detach().expand(1, 18, 2, 2).clone().requires_grad_(), *leaves[1:]]
+    assert distinct_of(monkeypatch, lambda: compare(varying, None, 1e-12, 1e-10)) == 18
+    with torch.no_grad():
+        leaves[6].copy_(loops(problem_of(leaves, None))[1][0, -1])
+    assert distinct_of(monkeypatch, lambda: compare(leaves, None, 1e-12, 1e-10)) == 18
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_failure_is_named(n: int) -> None:
     measurements = random_measurements(4, 3, 2, varying=True)
     measurements.cov[2, 1] = torch.tensor([[1.0, 50.0], [50.0, 1.0]])
     measurements.cov[1, 2] = measurements.cov[2, 1]
     with pytest.raises(NotPositiveDefiniteError, match="at step 1 of series 2"):
-        door.run(prepare(constant_ssm(3, 2), measurements, None), False)
+        door.run(prepare(constant_ssm(n, 2), measurements, None), False)
     with pytest.raises(NotPositiveDefiniteError, match=r"at step 0 \(the covariance is shared"):
-        door.run(prepare(constant_ssm(3, 2), measurements._replace(cov=measurements.cov[2, 1]), None), False)
+        door.run(prepare(constant_ssm(n, 2), measurements._replace(cov=measurements.cov[2, 1]), None), False)
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    large = prepare(constant_ssm(9, 2), random_measurements(2, 3, 2), None)
+    large = prepare(constant_ssm(33, 2), random_measurements(2, 3, 2), None)
     small = prepare(constant_ssm(2, 2), random_measurements(2, 3, 2), None)
     assert door.supports(small) and not door.supports(large)
-    with pytest.raises(RuntimeError, match=r"got 9 states, 2 latents, .*; expected at most 8"):
+    with pytest.raises(RuntimeError, match=r"got 33 states, 2 latents, .*; expected at most 32"):
         door.run(large, False)
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not door.supports(small), "on the CPU only the interpreter runs kernels"
 
 
-def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+COMPILED = {
+    ("2", "1", "float32"): {"filter", "mean", "covariance"},
+    ("9", "8", "float64"): {"tile_filter", "tile_mean", "covariance"},
+}
+
+
+@pytest.mark.parametrize("sizes", COMPILED)
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path, sizes: tuple[str, ...]) -> None:
+    """And next to nothing of a thread's numbers spills from its registers, of which there are at most 255."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.core.triton_compile", "2", "1", "float32"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.core.triton_compile", *sizes]
     made = subprocess.run(command, env=clean | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False)
     assert made.returncode == 0, made.stderr
-    sizes = {line.split()[0]: int(line.split()[1]) for line in made.stdout.splitlines()}
-    names = {f"{what}_{way}" for what in ("filter", "covariance", "mean") for way in ("forward", "backward")}
-    assert set(sizes) == names and min(sizes.values()) > 0
+    found = {line.split()[0]: [int(number) for number in line.split()[1:]] for line in made.stdout.splitlines()}
+    assert set(found) == {f"{what}_{way}" for what in COMPILED[sizes] for way in ("forward", "backward")}
+    for code, shared, _, spilled in found.values():
+        assert code > 0 and shared <= 227 * 1024 and spilled <= 256
