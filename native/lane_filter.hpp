@@ -250,7 +250,7 @@ LDM_INLINE void backward_span(const Problem<Scalar>& q, const Moments<const Scal
         read_before(chunk, out, start, steps, n, T, who);
         read_arriving(chunk.at_mean, d.at.mean, start, steps, n, T, who);
         read_arriving(chunk.at_cov, d.at.cov, start, steps, n * n, T, who);
-        read_arriving(chunk.at_density, d.at.log_likelihood, start, steps, 1, T, who);
+        if (!d.same_density) read_arriving(chunk.at_density, d.at.log_likelihood, start, steps, 1, T, who);
         for (Index s = steps - 1; s >= 0; --s) {
             const Index t = start + s;
             fetch_model(x, q, t, t == T - 1, who);
@@ -262,7 +262,7 @@ LDM_INLINE void backward_span(const Problem<Scalar>& q, const Moments<const Scal
             innovate<known>(x, chunk.z + s * m, n, m, masked);
             if (d.at.mean) add(g, chunk.at_mean + s * n, n);
             if (d.at.cov) add_symmetric(x.G, chunk.at_cov + s * n * n, n);
-            *l = d.at.log_likelihood ? chunk.at_density[s] : V{};
+            *l = !d.at.log_likelihood ? V{} : d.same_density ? spread<V>(static_cast<double>(*d.at.log_likelihood)) : chunk.at_density[s];
             adjoin_step<known>(x, q, d, g, l, gv, vv, z + s * m, n, m, t, who);
             flush(d.A, x.sum.A, n * n, t, t == 0, who);
             flush(d.a, x.sum.a, n, t, t == 0, who);

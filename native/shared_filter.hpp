@@ -319,7 +319,12 @@ LDM_INLINE void means_backward(const Problem<Scalar>& q, const Plan& plan, const
         if (skip && q.from_belief) read_columns(x.f, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
         if (steps > skip) read_columns(x.f + skip * n * kColumns, out.mean + row(start - 1 + skip, n), (steps - skip) * n, T * n, who.count);
         if (d.at.mean) read_arriving_columns(x.at, d.at.mean + row(start, n), steps * n, T * n, who.count);
-        if (d.at.log_likelihood) read_arriving_columns(x.at_density, d.at.log_likelihood + row(start, 1), steps, T, who.count);
+        if (d.at.log_likelihood) {
+            // One number for all of them has no stride, neither over sequences nor over steps.
+            const Scalar* at = d.at.log_likelihood + (d.same_density ? 0 : row(start, 1));
+            for (Index s = 0; d.same_density && s < steps; ++s) read_arriving_columns(x.at_density + s * kColumns, at, 1, 0, who.count);
+            if (!d.same_density) read_arriving_columns(x.at_density, at, steps, T, who.count);
+        }
         for (Index s = steps - 1; s >= 0; --s) {
             const Index t = start + s;
             const V* before = x.f + s * n * kColumns;

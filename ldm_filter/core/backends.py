@@ -14,9 +14,9 @@ from ldm_filter.core.inputs import Given, check_measurements, fold
 from ldm_filter.core.linalg import affine, round_cov, symmetrise
 from ldm_filter.core.operators import filter_traced, refuse_failed
 from ldm_filter.core.recursion import LOG_2PI, Filtered, correct_cov, gain_of, log_density_of, not_positive, predict_cov, run_loops
-from ldm_filter.types import Gaussian
+from ldm_filter.types import Gaussian, StateSpace
 
-__all__ = ["BACKENDS", "StepModel", "backend", "chosen", "compiled", "run", "run_step"]
+__all__ = ["BACKENDS", "StepModel", "backend", "chosen", "compiled", "run", "run_step", "run_usual"]
 
 BACKENDS = ("auto", "native", "triton", "torch")
 _choice: contextvars.ContextVar[str] = contextvars.ContextVar("ldm_filter_backend", default="auto")
@@ -92,6 +92,24 @@ def run(x: Given, predicted: bool) -> Filtered:
     return run_loops(problem, predicted)
 
 
+def run_usual(ssm: StateSpace, measurements: Gaussian, observed: Tensor | None) -> tuple[Gaussian, Tensor] | None:
+    """The filtered moments and the log-likelihood where all is as it nearly always is, checked and computed in one call of the kernels.
+
+    Returns:
+        None where it is not, also where something is to be refused: then each argument has to be looked at by itself.
+    """
+    if torch.compiler.is_compiling() or chosen() not in ("auto", "native") or not native.available():
+        return None
+    if not (isinstance(ssm, StateSpace) and isinstance(measurements, Gaussian) and isinstance(ssm.initial, Gaussian)):
+        return None
+    A, a, Q, C, c, initial = ssm
+    z, R = measurements
+    if not all(isinstance(x, Tensor) and x.dtype == z.dtype for x in (z, A, a, Q, C, c, *initial, R)):
+        return None
+    out = kernels.filter_usual(kernels.Arguments(A, a, Q, C, c, *initial, z, R, observed))
+    return None if out is None else (Gaussian(out.mean, round_cov(out.cov, z.dtype)), out.log_likelihood)
+
+
 def run_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int = 0) -> Filtered:
     """One step of a whole batch whose transition depends on the state, so that the loop over time stays with the caller.
 
@@ -113,10 +131,9 @@ def run_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int = 0) -> Filt
     A, a, Q, C, R = (x.reshape(-1, *x.shape[-k:]) for x, k in zip(ssm[:5], (2, 1, 2, 2, 2), strict=True))
     if not compiled(z):
         return _loop_step(StepModel(A, a, Q, C, R, ssm.seen), z, belief, step)
-    offset = z.new_zeros(1, 1, m, dtype=torch.float64)
-    mean, cov = belief.mean.double(), belief.cov.double().expand(batch, n, n)
-    A, a, Q, C = (x.double().unsqueeze(1) for x in (A, a, Q, C))
-    arguments = kernels.Arguments(A, a, Q, C, offset, mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True)
+    mean, cov = belief.mean, belief.cov.expand(batch, n, n)
+    A, a, Q, C = (x.unsqueeze(1) for x in (A, a, Q, C))
+    arguments = kernels.Arguments(A, a, Q, C, z.new_zeros(m), mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True)
     out = filter_traced(arguments, True) if torch.compiler.is_compiling() else kernels.filter_batch(arguments, predicted=True)
     if out.place[0] >= 0:
         raise not_positive(step, out.place[1])
@@ -158,11 +175,10 @@ def compiled(x: Tensor) -> bool:
 
 def _run_native(x: Given, predicted: bool) -> Filtered:
     """Numbers are looked at afterwards: one that is not finite shows in the log-likelihood."""
-    A, a, Q, C, c, h0, P0 = (v.double() for v in (x.A, x.a, x.Q, x.C, x.c, *x.initial))
-    z = x.z
+    z, c = x.z, x.c
     if c.shape[0] > 1:  # an offset of each series by itself, as inputs to the read-out make it
-        z, c = (z - c).to(z.dtype), c.new_zeros(1, 1, c.shape[-1])
-    arguments = kernels.Arguments(A, a, Q, C, c, h0, P0, z, x.R, x.mask)
+        z, c = z - c, c.new_zeros(1, 1, c.shape[-1])
+    arguments = kernels.Arguments(x.A, x.a, x.Q, x.C, c, *x.initial, z, x.R, x.mask)
     if torch.compiler.is_compiling():
         out = filter_traced(arguments, predicted)
     else:

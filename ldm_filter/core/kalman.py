@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm_filter.core import nonlinear
-from ldm_filter.core.backends import run
+from ldm_filter.core.backends import run, run_usual
 from ldm_filter.core.inputs import (
     Given,
     check_count,
@@ -201,6 +201,9 @@ def filter_moments(ssm: StateSpace | NonlinearStateSpace, measurements: Gaussian
     """
     if isinstance(ssm, NonlinearStateSpace):
         return nonlinear.filter_moments(ssm, measurements, observed)
+    usual = run_usual(ssm, measurements, observed)
+    if usual is not None:
+        return usual
     _, filtered, log_likelihood = run(lay_out(ssm, measurements, observed), predicted=False)
     return filtered, log_likelihood
 

@@ -42,7 +42,9 @@ def _filter(
     }
     check_numbers({"ssm.transition_cov": Q, "ssm.initial.cov": P0}, others)
     x = kernels.laid_out(Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief))
-    outputs, plan, distinct = kernels.run(x, predicted)
+    done = kernels.run(x, predicted)
+    assert done is not None  # it was checked
+    outputs, plan, distinct, _ = done
     refuse_failed(x, outputs)
     mean, cov, density, before, before_cov = (z.new_empty(0) if y is None else y for y in outputs[:5])
     gain, whitening, constant = plan or (z.new_empty(0, dtype=torch.float64) for _ in range(3))
@@ -51,17 +53,25 @@ def _filter(
 
 def refuse_failed(x: Arguments, out: Outputs) -> None:
     """Raise where a factor failed or a number was not finite: that shows in the log-likelihood."""
-    if out.place[0] < 0 and native.all_finite(out.log_likelihood.detach()):
+    if out.place[0] < 0 and native.sound((), (out.log_likelihood,)):
         return
     check_measurements(Given(x.A, x.a, x.Q, x.C, x.c, x.R, x.z, Gaussian(x.h0, x.P0), x.mask))
     if out.place[0] >= 0:
         raise not_positive(out.place[0], out.place[1] if out.cov.shape[0] > 1 else None)
 
 
+def _shared(x: Arguments) -> bool:
+    """Whether all sequences have the same covariances, as the kernels see it."""
+    matrices = (x.A, x.Q, x.C, x.R, x.P0, *(() if x.mask is None else (x.mask,)))
+    if x.z.shape[0] > 1:
+        return all(v.shape[0] == 1 for v in matrices)
+    return x.mask is None and all(v.shape[1] == 1 for v in matrices[:4])
+
+
 @_filter.register_fake
 def _(A, a, Q, C, c, h0, P0, z, R, mask, from_belief, predicted):
     x = Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief)
-    (batch, steps, m), n, shared = z.shape, A.shape[-1], x.shared
+    (batch, steps, m), n, shared = z.shape, A.shape[-1], _shared(x)
     cov = z.new_empty(1 if shared else batch, steps, n, n, dtype=torch.float64 if shared else z.dtype)
     mean, none = z.new_empty(batch, steps, n), z.new_empty(0)
     plan = [z.new_empty(size if shared else (0,), dtype=torch.float64) for size in ((steps, m, n), (steps, m, m), (steps,))]
@@ -82,7 +92,7 @@ def _adjoint(
     A, a, Q, C, c, h0, P0, z, R = fields
     x = kernels.laid_out(Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief))
     mean, cov, *plan, distinct = done
-    run = kernels.Run(Outputs(mean, cov, mean, None, None, (-1, 0)), tuple(plan) if x.shared else (), int(distinct))
+    run = kernels.Run(Outputs(mean, cov, mean, None, None, (-1, 0)), tuple(plan) if plan[0].numel() else (), int(distinct))
     grads = kernels.adjoin(x, run, tuple(arriving), tuple(needed))
     return [v.new_empty(0) if g is None else g for g, v in zip(grads, fields, strict=True)]
 
