@@ -137,7 +137,8 @@ def run(x: Arguments, predicted: bool, keep: bool = True, check: bool = False) -
     if found is None:
         return None
     *outputs, plan, distinct, step, series = found
-    return Run(Outputs(*outputs, (step, series)), plan or (), distinct, check)
+    mean, cov, density, before, before_cov = outputs
+    return Run(Outputs(mean, cov, density, before, before_cov, (step, series)), plan or (), distinct, check)
 
 
 def adjoin(x: Arguments, done: Run, arriving: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
