@@ -20,6 +20,7 @@ from ldm_filter.core.kalman import filter_sequence
 __all__ = ["default_methods", "run"]
 
 RIVALS = {"gru": True, "encoder": False}
+HELD_OUT = 0.05  # of the training sequences, which decide when training is best
 CHUNK = 50  # series that are filtered at a time
 
 
@@ -92,16 +93,30 @@ def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
         seed=data.seed,
         device=settings.device,
     )
-    training: dict[str, Any] = {"targets": targets, "warm_up": settings.warm_up, "supervision": 1.0} if supervised else {}
-    model.fit(images, epochs=settings.epochs, batch_size=settings.batch_size, validation=0.05, progress=False, checkpoint=checkpoint(), **training)
+    held = round(HELD_OUT * settings.series)
+    training: dict[str, Any] = {"validation": images[:held]}
+    if supervised:
+        training |= {"targets": targets[held:], "validation_targets": targets[:held], "warm_up": settings.warm_up, "supervision": 1.0}
+    model.fit(images[held:], epochs=settings.epochs, batch_size=settings.batch_size, progress=False, checkpoint=checkpoint(), **training)
     spent = clock.read()
     extra = spent if supervised else spent | _affine(model, data)
     if not supervised:
         model.fit_readout(images[: settings.readout], targets[: settings.readout], kind="mlp", covariance="state-dependent")
-    del images, targets
-    kept = settings.series - round(0.05 * settings.series)
-    updates = len(model.history_.epochs) * -(-kept // settings.batch_size)
-    return Answer(*_filtered(model, data), updates, "supervised" if supervised else "MLP", extra)
+    updates = len(model.history_.epochs) * -(-(settings.series - held) // settings.batch_size)
+    found = _filtered(model, data)
+    if supervised:
+        extra |= _calibrated(model, data, images[:held], targets[:held])
+    return Answer(*found, updates, "supervised" if supervised else "MLP", extra)
+
+
+def _calibrated(model: LDMFilter, data: Bench, images: NDArray, targets: NDArray) -> dict[str, float]:
+    """Figures with covariances set on the sequences that chose the epoch: by one factor, and turned with the estimate."""
+    figures: dict[str, float] = {}
+    for covariance, name in (("scaled", "scaled"), ("state-dependent", "turned")):
+        model.calibrate_targets(images, targets, covariance)
+        found = judge(*_filtered(model, data), data.test.target)
+        figures |= {f"{kept}_{name}": found[kept] for kept in ("nll", "nll_full", "nees", "coverage50", "coverage95")}
+    return figures
 
 
 def _filtered(model: LDMFilter, data: Bench) -> tuple[NDArray, NDArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,47 @@ def test_a_saved_model_keeps_its_head(fitted: LDMFilter, tmp_path: Path) -> None
     network = LDMFilter(state_dim=4, latent_dim=3).fit(data, targets=targets, epochs=1, warm_up=2, progress=False, validation=None)
     network.save(path)
     xr.testing.assert_equal(LDMFilter.load(path).filter(data), network.filter(data))
+
+
+@pytest.mark.parametrize("covariance", ["scaled", "state-dependent"])
+def test_the_covariance_of_a_trained_head_is_set_on_held_out_series(fitted: LDMFilter, covariance: str, tmp_path: Path) -> None:
+    data, targets = mixed(12, 60, 7)
+    targets[2, 3:9] = np.nan
+    known = ~np.isnan(targets).any(-1)
+    model = copy.deepcopy(fitted)
+    model.target_readout_.scale_covariance(0.2)  # type: ignore[union-attr]
+    before = model.filter(data)
+    assert model.calibrate_targets(data, targets, covariance) is model
+    after = model.filter(data)
+    np.testing.assert_array_equal(after.target_mean.values, before.target_mean.values)
+
+    def figure(result: xr.Dataset, name: str) -> float:
+        function = {"nees": lambda *parts: float(metrics.nees(*parts, normalised=True).mean()), "nll": metrics.nll}[name]
+        return function(result.target_mean.values[known], result.target_cov.values[known], targets[known])
+
+    assert figure(before, "nees") > 2.0
+    assert figure(after, "nees") == pytest.approx(1.0, abs=1e-3 if covariance == "scaled" else 0.05)
+    assert figure(after, "nll") < figure(before, "nll") - 0.5
+    if covariance == "scaled":
+        np.testing.assert_allclose(after.target_cov.values, model.target_scale_ * before.target_cov.values, rtol=1e-4)
+    else:
+        scaled = figure(copy.deepcopy(model).calibrate_targets(data, targets).filter(data), "nll")
+        assert figure(after, "nll") <= scaled + 1e-3
+        again = copy.deepcopy(model).calibrate_targets(data, targets, covariance).filter(data)  # in place of the first, not on top of it
+        np.testing.assert_allclose(again.target_cov.values, after.target_cov.values, rtol=1e-4)
+    model.save(tmp_path / "model.safetensors")
+    xr.testing.assert_equal(LDMFilter.load(tmp_path / "model.safetensors").filter(data), after)
+
+
+def test_calibrating_targets_refuses_what_it_cannot_do(fitted: LDMFilter) -> None:
+    data, targets = mixed(3, 40, 5)
+    with pytest.raises(ValueError, match="covariance is 'wide'"):
+        fitted.calibrate_targets(data, targets, "wide")
+    with pytest.raises(ValueError, match="1 channels, the model's read-out has 2"):
+        fitted.calibrate_targets(data, targets[..., :1])
+    plain = LDMFilter(state_dim=2).fit(data, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="no read-out of targets to calibrate"):
+        plain.calibrate_targets(data, targets)
 
 
 def test_frames_of_unequal_length_and_names() -> None:

@@ -14,6 +14,7 @@ from ldm_filter.data.windows import Windows, split
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.inference import normalised_innovations
 from ldm_filter.estimator.known import empty_model
+from ldm_filter.estimator.settling import settle_process_noise
 from ldm_filter.estimator.starting import start_motion
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import Dynamics
@@ -219,11 +220,12 @@ def restart_dynamics(model: LatentFilter, plan: Plan) -> None:
 
 @torch.no_grad()
 def finish(model: LatentFilter, plan: Plan) -> None:
-    """Measure what missing channels cost, and the common scale of Q and R; fix the gauge (zero mean, unit variance of every latent), bring the
+    """Measure what missing channels cost, the share of Q and the common scale of Q and R; fix the gauge (zero mean, unit variance of every latent), bring the
     state to canonical form. With targets, whose likelihood has decided about the scale and whose read-out about the basis, these two stay."""
     values, observed = _rows(plan.training.sequences, 5000)
     _fit_missing(model, values, observed.flatten(1).all(-1))
     if plan.validation is not None and model.head is None:
+        settle_process_noise(model, plan.validation)
         model.scale_covariances(common_scale(model, plan.validation))
     if model.dynamics.learned_observation:
         device = model.encoder.center.device

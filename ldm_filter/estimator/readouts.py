@@ -12,6 +12,7 @@ from ldm_filter.data.windows import Windows
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.fitting import Plan
 from ldm_filter.metrics import covariance_regression, variance_scale
+from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.types import Gaussian
@@ -64,7 +65,7 @@ def fit_observation_readout(model: LatentFilter, plan: Plan, kind: str, seed: in
 
 
 @torch.no_grad()
-def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
+def turn_covariance(readout: Readout | TargetHead, belief: Gaussian, targets: Tensor, observed: Tensor) -> None:
     """Let the covariance of a fitted read-out depend on its mean, by regression of its errors ``(B, T, D)`` where all targets are observed.
 
     Raises:
@@ -79,14 +80,17 @@ def turn_covariance(readout: Readout, belief: Gaussian, targets: Tensor, observe
 
 
 @torch.no_grad()
-def rescale(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> float:
+def rescale(readout: Readout | TargetHead, belief: Gaussian, targets: Tensor, observed: Tensor) -> float:
     """Scale all covariances of a read-out by the one factor that makes NEES / d 1 on held-out data (see `metrics.variance_scale`); returns it."""
     mean, variance = readout.moments(belief)
     cov = readout(belief).cov if readout.full else torch.diag_embed(variance)
     estimate, spread, truth = (part.double().cpu().numpy() for part in (mean, cov.expand(*mean.shape, mean.shape[-1]), targets))
     factor = variance_scale(estimate, spread, truth, observed.cpu().numpy())
-    readout.trust.mul_(factor)
-    readout.residual.mul_(factor)
+    if isinstance(readout, Readout) and not readout.full:
+        readout.trust.mul_(factor)
+        readout.residual.mul_(factor)
+    else:
+        readout.scale_covariance(factor)
     return factor
 
 

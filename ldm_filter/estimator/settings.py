@@ -58,7 +58,8 @@ CHOICES = {
     "observation": ("learned", "selector"),
 }
 READOUT_COVARIANCES = ("constant", "state-dependent")
-LATER = ("turn_power", "turn_level", "unrest")  # parts of a model that the first files did not hold
+CALIBRATED_COVARIANCES = ("scaled", "state-dependent")
+LATER = ("turn_base", "turn_direction", "turn_centre", "turn_scale", "turn_power", "turn_level", "unrest")  # parts of a model that the first files did not hold
 
 
 def check(params: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
@@ -107,6 +108,40 @@ class Supervised(Queries):
         self.target_scale_ = 1.0 if validation is None else rescale(fitted, *self._regression(*validation, None, None)[:3])
         self.target_readout_ = fitted.to(self._model().encoder.center.device)
         self.target_names_ = names
+        return self
+
+    def calibrate_targets(self, data: Any, targets: Any, covariance: str = "scaled", inputs: Any = None, times: Any = None) -> Self:
+        """Set the covariance of the targets on held-out data, after ``fit(targets=...)`` or ``fit_readout``; their means stay.
+
+        A likelihood that is maximised on training series is surer of them than of others, and a few steps at which the filter is lost can cost more
+        than all the rest. Series that only chose the epoch (``validation=`` of ``fit``) will do.
+
+        Args:
+            data, inputs, times: as for ``filter``; series that the filter was not trained on.
+            targets: container of the same length(s), ``(time, target)`` per series; NaN where unknown.
+            covariance: ``"scaled"``: all covariances times the one factor that makes NEES / d 1 (`ldm_filter.metrics.variance_scale`).
+                ``"state-dependent"``: turned, stretched and grown with the estimate and with what it was before
+                (`ldm_filter.metrics.covariance_regression`), in place of an earlier such regression.
+
+        Returns:
+            self. ``target_scale_`` is the factor by which NEES / d was off before (1: it was right).
+
+        Raises:
+            ValueError: no targets so far, lengths that differ, an unknown covariance, or too many targets for one that turns.
+        """
+        settings.check_choice("covariance", covariance, settings.CALIBRATED_COVARIANCES)
+        self._model()
+        if self.target_readout_ is None:
+            raise ValueError("the model has no read-out of targets to calibrate; use fit(targets=...) or fit_readout(data, targets) first")
+        belief, values, observed, names = self._regression(data, targets, inputs, times)
+        if len(names) != len(self.target_names_):
+            raise ValueError(f"targets has {len(names)} channels, the model's read-out has {len(self.target_names_)}: {self.target_names_}")
+        readout = copy.deepcopy(self.target_readout_).cpu()
+        self.target_scale_ = rescale(readout, belief, values, observed)
+        if covariance == "state-dependent":
+            readout.straighten()
+            turn_covariance(readout, belief, values, observed)
+        self.target_readout_ = readout.to(self._model().encoder.center.device)
         return self
 
     def _regression(self, data: Any, targets: Any, inputs: Any, times: Any) -> tuple[Gaussian, Tensor, Tensor, list[str]]:

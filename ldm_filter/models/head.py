@@ -8,18 +8,20 @@ from torch import Tensor, nn
 from ldm_filter.core.gaussian import log_density
 from ldm_filter.models.factors import FLOOR, MOST_LOG
 from ldm_filter.models.readout import FULL_COV_MOST, Readout
+from ldm_filter.models.turning import Turning
 from ldm_filter.types import Gaussian
 
 __all__ = ["TargetHead"]
 
 
-class TargetHead(nn.Module):
+class TargetHead(Turning):
     """Maps a belief N(h, P) about the state to a Gaussian over targets, every number of it learned by the targets' likelihood.
 
         mean = centre + scale * (W s + b + g(s)),    cov = J P J' + L L',    J = d mean / d h,    s = (h - state_mean) / state_std
 
     ``"linear"``: no g, and one L. ``"mlp"``: g is a network, and L, lower triangular, is one of (s, log diag J P J'): what the filter's own
-    covariance does not say, such as how the errors of targets on a curve turn with it.
+    covariance does not say, such as how the errors of targets on a curve turn with it. Afterwards the covariance may be set on held-out data, see
+    :class:`~ldm_filter.models.turning.Turning`.
 
     Args:
         state_dim: n. target_dim: D, at most 32. kind: ``"linear"`` or ``"mlp"``. hidden: width of the networks.
@@ -38,11 +40,11 @@ class TargetHead(nn.Module):
     full = True
 
     def __init__(self, state_dim: int, target_dim: int, kind: str = "mlp", hidden: int = 64) -> None:
-        super().__init__()
         if kind not in ("linear", "mlp"):
             raise ValueError(f'the read-out of the targets is {kind!r}, expected "linear" or "mlp"')
         if target_dim > FULL_COV_MOST:
             raise ValueError(f"targets has {target_dim} channels, expected at most {FULL_COV_MOST}, for which a full covariance is kept")
+        super().__init__(target_dim)
         self.kind, self.state_dim, self.target_dim = kind, state_dim, target_dim
         for name, value in (("centre", 0.0), ("scale", 1.0)):
             self.register_buffer(name, torch.full((target_dim,), value))
@@ -63,7 +65,8 @@ class TargetHead(nn.Module):
         cov = slope.double() @ (belief.cov.double() / (self.state_std.double()[:, None] * self.state_std)) @ slope.double().mT
         residual = self._factor(state, cov)
         cov = (cov + residual @ residual.mT) * (self.scale.double()[:, None] * self.scale)
-        return Gaussian(self.centre + self.scale * mean, cov.to(mean.dtype))
+        mean = self.centre + self.scale * mean
+        return Gaussian(mean, self.turned(mean, cov).to(mean.dtype))
 
     def moments(self, belief: Gaussian) -> tuple[Tensor, Tensor]:
         """Mean and variances, ``(B, T, D)`` each."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_filter.core.linalg import cholesky_psd
+from ldm_filter.models.turning import Turning
 from ldm_filter.types import Gaussian
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ UNKNOWN = 0.05
 Regression = tuple[Gaussian, Tensor, Tensor]  # beliefs, targets, and which of them are observed
 
 
-class Readout(nn.Module):
+class Readout(Turning):
     """Maps a belief about the state to a Gaussian over targets.
 
         mean = W h + b + g(h),     cov = alpha J P J' + Sigma,    J = W + dg/dh
@@ -32,9 +33,7 @@ class Readout(nn.Module):
     semi-definite. (Where the filter's own covariance already explains the residuals, nothing is added; where it overstates
     them, it is trusted in proportion.) With more than 32 targets only variances are kept.
 
-    Errors that lie along the curve on which the targets move turn with it, which this covariance does not: after :meth:`turn` it is
-
-        L M(mean) L',    L L' = cov as above,    M(x) = Psi + (B u)(B u)',    u = (1, (x - centre) / scale)
+    Errors that lie along the curve on which the targets move turn with it, which this covariance does not; see :class:`Turning`.
 
     Args:
         state_dim: n.
@@ -52,18 +51,13 @@ class Readout(nn.Module):
     residual: Tensor
     trust: Tensor
     scale: Tensor
-    turn_base: Tensor
-    turn_direction: Tensor
-    turn_centre: Tensor
-    turn_scale: Tensor
-    turn_power: Tensor
-    turn_level: Tensor
 
     def __init__(self, state_dim: int, target_dim: int, kind: str = "linear", hidden: int = 64) -> None:
-        super().__init__()
         if kind not in ("linear", "mlp"):
             raise ValueError(f'readout is {kind!r}, expected "linear" or "mlp" (or "auto")')
-        self.kind, self.full = kind, target_dim <= FULL_COV_MOST
+        full = target_dim <= FULL_COV_MOST
+        super().__init__(target_dim if full else 0)
+        self.kind, self.full = kind, full
         self.register_buffer("weight", torch.zeros(target_dim, state_dim))
         self.register_buffer("bias", torch.zeros(target_dim))
         self.register_buffer("state_mean", torch.zeros(state_dim))
@@ -71,13 +65,6 @@ class Readout(nn.Module):
         self.register_buffer("scale", torch.ones(target_dim))
         self.register_buffer("residual", torch.zeros((target_dim, target_dim) if self.full else (target_dim,)))
         self.register_buffer("trust", torch.ones(() if self.full else (target_dim,)))
-        turned = target_dim if self.full else 0
-        self.register_buffer("turn_base", torch.eye(turned))
-        self.register_buffer("turn_direction", torch.zeros(turned, 1 + turned))
-        self.register_buffer("turn_centre", torch.zeros(turned))
-        self.register_buffer("turn_scale", torch.ones(turned))
-        self.register_buffer("turn_power", torch.zeros(()))
-        self.register_buffer("turn_level", torch.zeros(()))
         self.network: nn.Module | None = None
         if kind == "mlp":
             layers = [nn.Linear(state_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, target_dim)]
@@ -93,26 +80,18 @@ class Readout(nn.Module):
             raise ValueError(f"a full covariance of {len(self.bias)} targets is not kept (at most {FULL_COV_MOST}); use moments() for variances")
         spread = self.spread(belief)
         mean, cov = self.mean(belief.mean), self.trust * (spread @ spread.mT) + self.residual
-        if not bool(self.turn_direction.any()):
-            return Gaussian(mean, cov)
-        regressors = torch.cat([torch.ones_like(mean[..., :1]), (mean - self.turn_centre) / self.turn_scale], dim=-1)
-        along = (regressors @ self.turn_direction.mT).unsqueeze(-1)
-        factor = cholesky_psd(cov).to(mean.dtype)
-        size = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().mean(-1)
-        growth = (self.turn_power * (size - self.turn_level)).exp()[..., None, None]
-        return Gaussian(mean, growth * (factor @ (self.turn_base + along @ along.mT) @ factor.mT))
+        return Gaussian(mean, self.turned(mean, cov))
 
     @torch.no_grad()
     def turn(self, found: CovarianceRegression) -> None:
-        """Let the covariance depend on the mean: by `ldm_filter.metrics.covariance_regression` of the errors under what this read-out gives before.
+        """As of :class:`Turning`.
 
         Raises:
             ValueError: more than 32 targets, of which no covariance is kept.
         """
         if not self.full:
             raise ValueError(f"{len(self.bias)} targets are more than {FULL_COV_MOST}: only variances are kept, which cannot turn with the state")
-        for name in ("base", "direction", "centre", "scale", "power", "level"):
-            getattr(self, f"turn_{name}").copy_(torch.as_tensor(getattr(found, name)))
+        super().turn(found)
 
     def moments(self, belief: Gaussian) -> tuple[Tensor, Tensor]:
         """Mean and variances, ``(B, T, D)`` each."""
