@@ -51,7 +51,7 @@ def test_wider_process_noise_is_taken_back(fitted: LDMFilter) -> None:
 
 
 def test_the_likelihood_of_what_is_kept_is_within_one_standard_error_of_the_best_and_wider_is_not(fitted: LDMFilter) -> None:
-    model, before = widened(fitted.model_, 8.0)
+    model, _ = widened(fitted.model_, 8.0)
     windows = held_out()
     batch = next(windows.batches(64, shuffle=False))
 

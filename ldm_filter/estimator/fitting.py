@@ -220,8 +220,9 @@ def restart_dynamics(model: LatentFilter, plan: Plan) -> None:
 
 @torch.no_grad()
 def finish(model: LatentFilter, plan: Plan) -> None:
-    """Measure what missing channels cost, the share of Q and the common scale of Q and R; fix the gauge (zero mean, unit variance of every latent), bring the
-    state to canonical form. With targets, whose likelihood has decided about the scale and whose read-out about the basis, these two stay."""
+    """Measure what missing channels cost, the share of Q and the common scale of Q and R; fix the gauge (zero mean, unit variance of every
+    latent), bring the state to canonical form. With targets, whose likelihood has decided about the scale and whose read-out about the basis,
+    these two stay."""
     values, observed = _rows(plan.training.sequences, 5000)
     _fit_missing(model, values, observed.flatten(1).all(-1))
     if plan.validation is not None and model.head is None:

@@ -59,7 +59,8 @@ CHOICES = {
 }
 READOUT_COVARIANCES = ("constant", "state-dependent")
 CALIBRATED_COVARIANCES = ("scaled", "state-dependent")
-LATER = ("turn_base", "turn_direction", "turn_centre", "turn_scale", "turn_power", "turn_level", "unrest")  # parts of a model that the first files did not hold
+# Parts of a model that the first files did not hold.
+LATER = ("turn_base", "turn_direction", "turn_centre", "turn_scale", "turn_power", "turn_level", "unrest")
 
 
 def check(params: dict[str, Any]) -> None:

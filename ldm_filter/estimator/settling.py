@@ -24,7 +24,7 @@ Measured = list[tuple[Gaussian, Tensor, Context]]
 def settle_process_noise(model: LatentFilter, windows: Windows) -> float:
     """Narrow Q of polynomial dynamics as far as held-out windows ask for: Q <- r Q,  r one of 1, 2^-1/4, ..., 2^-8.
 
-        l_i(r) = max_c sum_t log N(e_t; 0, c S_t(r))       the greatest likelihood of window i's innovations, with one scale c for Q, R and P_0 together
+        l_i(r) = sum_t log N(e_t; 0, c S_t(r))       of window i's innovations, with the scale c of Q, R and P_0 together that is best for all windows
 
     r is the largest of those whose likelihood is behind the best one's by no more than one standard error over the windows. While the rates are
     high the motion shakes, and Q must hold that as well; when they fall, Q's own rate falls with them, and the state's covariance stays too wide.

@@ -53,7 +53,7 @@ class Turning(nn.Module):
 
     @torch.no_grad()
     def turn(self, found: CovarianceRegression) -> None:
-        """Let the covariance depend on the mean: by `ldm_filter.metrics.covariance_regression` of the errors under what this read-out gives before."""
+        """Let the covariance depend on the mean: by `ldm_filter.metrics.covariance_regression` of the errors under what it gives before."""
         for name in ("base", "direction", "centre", "scale", "power", "level"):
             getattr(self, f"turn_{name}").copy_(torch.as_tensor(getattr(found, name)))
 
