@@ -173,10 +173,11 @@ def test_a_gap_is_as_many_rows_without_an_observation(kind: str) -> None:
 def test_a_rejected_observation_is_one_that_is_missing(kind: str) -> None:
     model, values = model_of(kind), make_series(25, event_shape=(4,), holes=False)[0]
     spoiled, gone = values.copy(), values.copy()
-    spoiled[9], gone[9] = 1e4, np.nan
+    spoiled[9] = 1e4
     gate = Gate("hard", 1.0 - 1e-15)
     with_gate = run_online(OnlineFilter(model, gate=gate), spoiled)
     assert float(with_gate.weight[9]) == 0.0
+    gone[with_gate.weight.numpy() == 0.0] = np.nan  # a model of random numbers may reject more than that
     torch.testing.assert_close(with_gate.mean, run_online(OnlineFilter(model), gone).mean, **EXACT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,12 @@ class AdaptiveProcessNoise(nn.Module):
 
 
 class StateNoise(nn.Module):
-    """s(h): factors on the standard deviations of the measurement, a network of the predicted state.
+    """s(h): a factor on the standard deviations of the measurement, a network of the predicted state.
 
-        R_t(h) = diag(s) R_t diag(s),     s = exp(3 tanh(network(h / spread) / 3)),     1 at the start
+        R_t(h) = s^2 R_t,     s = exp(3 tanh(network(h / spread) / 3)),     1 at the start
+
+    One factor for all latents: these are known up to an affine map only, and a factor for each would mean another noise in each of their bases.
+    (Files of before hold one for each; their models keep it.)
 
     Args:
         state_dim: n. latent_dim: m. hidden: width of the network. generator: source of the starting values.
@@ -88,7 +92,7 @@ class StateNoise(nn.Module):
     def __init__(self, state_dim: int, latent_dim: int, hidden: int = 32, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.state_dim, self.latent_dim = state_dim, latent_dim
-        last = nn.Linear(hidden, latent_dim)
+        last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         first, second = random_layer(state_dim, hidden, generator), random_layer(hidden, hidden, generator)
@@ -101,9 +105,15 @@ class StateNoise(nn.Module):
         def scale(state: Tensor) -> Tensor:
             raw = self.network(state.to(self.spread.dtype) / self.spread)
             # Softly kept within a factor of 20: a step that is lost for good, or certain, teaches nothing.
-            return (3.0 * torch.tanh(raw / 3.0)).exp().to(state.dtype)
+            return (3.0 * torch.tanh(raw / 3.0)).exp().to(state.dtype).expand(*state.shape[:-1], self.latent_dim)
 
         return scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        weight = state_dict.get(f"{prefix}network.4.weight")
+        if weight is not None and len(weight) == self.latent_dim:
+            self.network[4] = nn.Linear(weight.shape[1], self.latent_dim).to(self.spread)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def set_scale(self, cov: Tensor) -> None:

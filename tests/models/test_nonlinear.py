@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 from torch.testing import assert_close
 
@@ -230,6 +230,19 @@ def test_adaptive_noise_opens_up_after_a_jump_and_closes_again() -> None:
     assert bool((size[:, 31] > 3.0 * size[:, 30]).all())
     assert_close(size[:, 30], size[:, 29], rtol=0.05, atol=0.0)
     assert bool((size[:, 41] < 1.3 * size[:, 29]).all())
+
+
+def test_noise_of_the_state_is_one_factor_for_all_latents_but_in_files_of_before() -> None:
+    noise, states = StateNoise(N, 3, generator=rng(0)), torch.randn(7, N, generator=rng(1))
+    nn.init.normal_(noise.network[4].weight, generator=rng(2))  # type: ignore[arg-type]
+    factors = noise.scales()(states)
+    assert factors.shape == (7, 3) and factors[:, 0].std() > 0.1
+    torch.testing.assert_close(factors, factors[:, :1].expand(7, 3), rtol=0, atol=0)
+    before = noise.state_dict() | {"network.4.weight": torch.randn(3, 32, generator=rng(3)), "network.4.bias": torch.zeros(3)}
+    old = nn.ModuleDict({"noise": StateNoise(N, 3)})
+    old.load_state_dict({f"noise.{name}": tensor for name, tensor in before.items()})
+    raw = noise.network[:4](states) @ before["network.4.weight"].mT  # type: ignore[index]
+    torch.testing.assert_close(old["noise"].scales()(states), (3.0 * torch.tanh(raw / 3.0)).exp())  # type: ignore[operator]
 
 
 def test_bad_arguments_are_named() -> None:
