@@ -71,6 +71,68 @@ LDM_NOINLINE void product_call(V* y, const V* from, const V* a, const V* b, Inde
     product_body<kSum, kForm, lower>(y, from, a, b, rows, inner, columns);
 }
 
+#if defined(__GNUC__) || defined(__clang__)
+// The product of plain numbers, as the covariances that all sequences share need it: several columns of the result in one vector.
+template <class Part, int R, Sum kSum, Form kForm>
+LDM_INLINE void block_wide(double* y, const double* from, const double* a, const double* b, Index i, Index rows, Index inner, Index columns) {
+    Part sum[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        if (kSum == Sum::set) {
+            sum[r] = Part{};
+        } else {
+            std::memcpy(&sum[r], from + (i + r) * columns, sizeof(Part));
+        }
+    }
+    for (Index k = 0; k < inner; ++k) {
+        Part right;
+        std::memcpy(&right, b + k * columns, sizeof(Part));
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const double left = kForm == Form::atb ? a[k * rows + i + r] : a[(i + r) * inner + k];
+            if (kSum == Sum::minus) {
+                sum[r] -= left * right;
+            } else {
+                sum[r] += left * right;
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) std::memcpy(y + (i + r) * columns, &sum[r], sizeof(Part));
+}
+
+template <class Part, Sum kSum, Form kForm>
+LDM_INLINE void columns_wide(double* y, const double* from, const double* a, const double* b, Index rows, Index inner, Index columns) {
+    Index i = 0;
+    for (; i + 4 <= rows; i += 4) block_wide<Part, 4, kSum, kForm>(y, from, a, b, i, rows, inner, columns);
+    for (; i < rows; ++i) block_wide<Part, 1, kSum, kForm>(y, from, a, b, i, rows, inner, columns);
+}
+
+using Quad = double __attribute__((vector_size(4 * sizeof(double))));
+constexpr Index kTurned = 1024;  // numbers of b that are turned on the stack; wider ones are left to the blocks
+
+template <Sum kSum, Form kForm, bool lower>
+LDM_NOINLINE void product_call(double* y, const double* from, const double* a, const double* b, Index rows, Index inner, Index columns) {
+    if (columns < 4 || (kForm == Form::abt && inner * columns > kTurned)) return product_body<kSum, kForm, lower>(y, from, a, b, rows, inner, columns);
+    constexpr Form form = kForm == Form::abt ? Form::ab : kForm;
+    double turned[kForm == Form::abt ? kTurned : 1];
+    if (kForm == Form::abt) {
+        for (Index j = 0; j < columns; ++j) {
+            for (Index k = 0; k < inner; ++k) turned[k * columns + j] = b[j * inner + k];
+        }
+        b = turned;
+    }
+    Index j = 0;
+    if constexpr (kWidth > 4) {
+        for (; j + kWidth <= columns; j += kWidth) columns_wide<Vector, kSum, form>(y + j, from + j, a, b + j, rows, inner, columns);
+    }
+    for (; j + 4 <= columns; j += 4) columns_wide<Quad, kSum, form>(y + j, from + j, a, b + j, rows, inner, columns);
+    for (; j < columns; ++j) {
+        for (Index i = 0; i < rows; ++i) block<1, 1, kSum, form>(y, from, a, b, i, j, rows, inner, columns);
+    }
+}
+#endif
+
 // Written out where the sizes are known when this is compiled, called elsewhere.
 template <Sum kSum, Form kForm, bool lower, bool known, class V>
 LDM_INLINE void product_from(V* y, const V* from, const V* a, const V* b, Index rows, Index inner, Index columns) {
