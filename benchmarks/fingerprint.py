@@ -2,8 +2,8 @@
 
 Followed are the imports of the module that runs a family of tasks, also those inside functions, through ``ldm_filter``, ``datasets`` and
 ``benchmarks``. A package is followed to the modules of the names that are taken from it, not to all that it exports: a new baseline leaves the
-figures of the learned filter as they are. Of each module the text counts as Python sees it, without comments, docstrings and layout. The compiled
-kernels are left out: they compute what the torch code does to rounding, and the tests hold them to that.
+figures of the learned filter as they are. Of each module the text counts as Python sees it, without comments, docstrings and layout. The kernels,
+compiled ones and those in Triton, are left out: they compute what the torch code does to rounding, and the tests hold them to that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 __all__ = ["code_fingerprint", "sources"]
 
 PACKAGES = ("ldm_filter", "datasets", "benchmarks")
+KERNELS = "ldm_filter.core.triton"  # what the names of modules with kernels begin with
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -48,7 +49,7 @@ def sources(module: str, root: Path = ROOT) -> list[Path]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in found and not name.startswith(KERNELS):
             found.add(name)
             waiting += project.imports(name)
     return sorted(path for name in found if (path := project.file(name)) is not None)
