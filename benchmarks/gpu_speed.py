@@ -1,10 +1,12 @@
 """How fast the filter is on a GPU: bytes moved over time against the copy bandwidth, and against the batched torch loop.
 
-    python -m benchmarks.gpu_speed                     # B 16384, T 200, n 8, m 4 in float32, both regimes
-    python -m benchmarks.gpu_speed --json gpu.json     # the same, written down
+    python -m benchmarks.gpu_speed                                            # all sizes in float32, both regimes, and a step of streams
+    python -m benchmarks.gpu_speed --batch 1024 --steps 200 --n 16 --m 8      # one of them
+    python -m benchmarks.gpu_speed --json gpu.json                            # the same, written down
 
 The bytes are those of what a filter must read and write once: measurements, their covariances where each step has its own, and
 what it returns; backwards also what was saved and the gradients. The loop is the torch backend: cuSOLVER's Cholesky at every step.
+A step of many streams side by side is timed with the model on the GPU, where it is a recorded CUDA graph, and on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +24,50 @@ import torch
 from torch import Tensor
 
 import ldm_filter
-from benchmarks.speed_problems import REGIMES, Problem, Size, problem
+from benchmarks.speed_problems import REGIMES, WORKLOADS, Problem, Size, problem
+from ldm_filter import LDMFilter
 from ldm_filter.core.kalman import filter_moments
 from ldm_filter.types import Gaussian, StateSpace
 
-__all__ = ["main", "measure", "necessary_bytes"]
+__all__ = ["SIZES", "STREAMS", "main", "measure", "measure_streams", "necessary_bytes"]
 
 TOLERANCE = 1e-4  # of the largest entry, for float32 against float64
+# A sequence in the registers of a thread; its means there and its covariances on tiles; all on tiles; the largest that kernels take.
+SIZES = (Size(16384, 200, 4, 2), Size(16384, 200, 8, 4), WORKLOADS["W4"], Size(1024, 200, 32, 16))
+STREAMS = (Size(256, 1, 16, 8), Size(1024, 1, 16, 8), Size(1024, 1, 32, 16), Size(4096, 1, 32, 16))
+STEPS = 20  # of a stream, timed together
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description="Speed of the filter on a GPU.")
-    for name, value in zip(Size._fields, (16384, 200, 8, 4), strict=True):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    for name in Size._fields:
+        parser.add_argument(f"--{name}", type=int, help="of one problem, give all four; default: all sizes")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs; the median counts")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with TRITON_INTERPRET=1 to see whether all of it runs")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here: the benchmark needs one, or --device cpu with TRITON_INTERPRET=1 to see whether it runs")
-    size = Size(args.batch, args.steps, args.n, args.m)
-    rows = [row for regime in REGIMES for row in measure(problem(size, regime), regime, torch.device(args.device), args.repeats)]
+    given = [getattr(args, name) for name in Size._fields]
+    if None in given and any(given):
+        parser.error("some of --batch, --steps, --n, --m are missing: give all four for one problem, or none for all sizes")
+    one = (Size(*given),) if all(given) else ()
+    device = torch.device(args.device)
+    rows = [row for size in one or SIZES for regime in REGIMES for row in measure(problem(size, regime), regime, device, args.repeats)]
+    rows += [row for size in one or STREAMS for row in measure_streams(size, device, args.repeats)]
     for row in rows:
-        share = f"{row['share_of_copy']:6.1%} of copying" if row["backend"] == "triton" else ""
-        print(
-            f"{row['regime']:>12} {row['pass']:>8} {row['backend']:>6} {row['seconds'] * 1e3:9.3f} ms {row['steps_per_second']:.3g} steps/s {share}"
-        )
+        print(line(row))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as text."""
+    size = f"B {row['batch']} T {row['steps']} n {row['n']} m {row['m']}"
+    share = f"{row['share_of_copy']:6.1%} of copying" if row["backend"] == "triton" else ""
+    what = f"{row['regime']:>12} {row['pass']:>8} {row['backend']:>6}"
+    return f"{size:>28} {what} {row['seconds'] * 1e3:9.3f} ms {row['steps_per_second']:.3g} steps/s {share}"
 
 
 def measure(given: Problem, regime: str, device: torch.device, repeats: int) -> list[dict[str, Any]]:
@@ -72,8 +90,39 @@ def measure(given: Problem, regime: str, device: torch.device, repeats: int) -> 
                 moved = necessary_bytes(given.size, regime, backward=kind == "backward")
                 row = {"regime": regime, "pass": kind, "backend": name, **given.size._asdict(), "seconds": seconds, "copy_bandwidth": bandwidth}
                 row |= {"share_of_copy": moved / seconds / bandwidth, "steps_per_second": given.size.batch * given.size.steps / seconds}
-                rows.append(row | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"})
+                rows.append(row | {"device": device_name(device)})
     return rows
+
+
+def measure_streams(size: Size, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """A row for the model on the device and one for it on the CPU: a step of ``batch`` streams, from array to result.
+
+    Raises:
+        AssertionError: where the two do not agree.
+    """
+    given = problem(size._replace(steps=STEPS), "constant")
+    matrices = [x.numpy() for x in (given.A, given.Q, given.C, given.R, given.h0, given.P0)]
+    observations = given.z.transpose(0, 1).numpy()
+    rows, last = [], []
+    for name, where in (("cpu", torch.device("cpu")), ("device", device)):
+        known = LDMFilter.from_matrices(*matrices)
+        known.model_.to(where)
+        online = known.online(streams=size.batch)
+        seconds = clock(partial(step_through, online.step, observations), device, repeats) / STEPS
+        last.append(online.step(observations[0]).mean)
+        told = {"regime": "streams", "pass": "step", "backend": name, **size._asdict(), "steps": 1, "seconds": seconds}
+        rows.append(told | {"steps_per_second": size.batch / seconds, "device": device_name(where)})
+    assert (last[0] - last[1]).abs().max() <= 1e-9 * last[0].abs().max(), "the device does not agree with the CPU"
+    return rows
+
+
+def step_through(step: Callable[[Any], Any], observations: Iterable[Any]) -> None:
+    for row in observations:
+        step(row)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def necessary_bytes(size: Size, regime: str, backward: bool, width: int = 4) -> int:

@@ -63,7 +63,8 @@ def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
         problem: as :func:`ldm_filter.core.inputs.prepare` makes it.
         predicted: whether the predictions are wanted.
         precise: False computes covariances that differ between sequences in the dtype of the measurements. In float32 that
-            is faster, and right to about 1e-6 of the largest entry, but to 1e-3 where variances span ten decades.
+            is faster where the device is slow in float64, and right to about 1e-6 of the largest entry, but to 1e-3 where variances
+            span ten decades.
 
     Returns:
         The filtered states, the log-likelihood, and the predicted states or None.
@@ -76,7 +77,7 @@ def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
         n, m = problem.A.shape[-1], problem.z.shape[-1]
         raise RuntimeError(
             f"the Triton kernels got {n} states, {m} latents, {problem.z.dtype} on {problem.z.device}; expected at most {LARGEST} of each, "
-            "float32 or float64, on a CUDA device with Triton installed: use the torch loops instead"
+            "float32 or float64, on a CUDA device with Triton 3.6 or newer: use the torch loops instead"
         )
     A, a, Q, C, R, z, (h0, P0), seen = problem
     if not isinstance(seen, Tensor):

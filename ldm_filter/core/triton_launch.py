@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.util
+import importlib.metadata
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "OLDEST",
     "Field",
     "Layout",
     "available",
@@ -22,6 +23,7 @@ __all__ = [
     "field",
     "fields",
     "gradients",
+    "installed",
     "interpreted",
     "kernels",
     "launch",
@@ -36,6 +38,9 @@ __all__ = [
 _OWN, _MEANS = 4, 8
 _WARP = 32
 _ROWS = 16  # sequences in a tile of means
+
+OLDEST = (3, 6)  # of Triton: the first that was seen to multiply float64
+_SMALL_TILES = (3, 9)  # of Triton: multiplies tiles of 8
 
 Field = tuple[Tensor | None, int | None, int | None]
 
@@ -82,7 +87,7 @@ def _threads(n: int, m: int, dtype: torch.dtype) -> Layout:
 
 
 def _tiled(n: int, m: int, dtype: torch.dtype, block: int) -> Layout:
-    padded = [max(8, 1 << (size - 1).bit_length()) for size in (n, m)]
+    padded = [max(8 if (installed() or OLDEST) >= _SMALL_TILES else 16, 1 << (size - 1).bit_length()) for size in (n, m)]
     warps = {8: 1, 16: 2, 32: 4}[max(padded)]
     return Layout(True, block, warps, {"N": n, "M": m, "NP": padded[0], "MP": padded[1], "DTYPE": kernels()["FLOATS"][str(dtype)]})
 
@@ -91,7 +96,7 @@ def launch(name: str, programs: int, arguments: Sequence[Any], layout: Layout, *
     """Run a kernel on the device of its tensors."""
     where = next(x[0].device for x in arguments if isinstance(x, tuple) and x[0] is not None)
     with torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext():
-        kernels()[name][(programs,)](*arguments, **layout.constants, **constants, num_warps=layout.warps)
+        kernels()[name][(programs,)](*arguments, **layout.constants, **constants, num_warps=layout.warps, enable_fp_fusion=True)
 
 
 # What a kernel is told of a tensor: where it is, whether each sequence has its own rows (1 or None), and each step (1 or None).
@@ -140,8 +145,19 @@ def total(x: Tensor, *parts: Tensor | None) -> Tensor | None:
 
 
 def available() -> bool:
-    """Whether kernels can run: Triton is installed, and there is a CUDA device or Triton's interpreter (``TRITON_INTERPRET=1``)."""
-    return importlib.util.find_spec("triton") is not None and (interpreted() or torch.cuda.is_available())
+    """Whether kernels can run: Triton 3.6 or newer is installed, and there is a CUDA device or Triton's interpreter (``TRITON_INTERPRET=1``)."""
+    version = installed()
+    return version is not None and version >= OLDEST and (interpreted() or torch.cuda.is_available())
+
+
+@functools.cache
+def installed() -> tuple[int, int] | None:
+    """The version of Triton, or None."""
+    try:
+        major, minor, *_ = importlib.metadata.version("triton").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return int(major), int(minor)
 
 
 def interpreted() -> bool:

@@ -1,8 +1,10 @@
 """Matrices as tiles of a GPU program, for states that do not fit the registers of one thread: the vocabulary of the tiled kernels.
 
-A matrix is one tile, spread over the threads of a program and filled up with zeros to powers of two (at least 8); products run on
-tensor cores where there are some for the dtype. A field is a tuple ``(pointer, own, varying)`` over contiguous rows of numbers: ``own``
-is None where all sequences share the row, ``varying`` is None where all steps do.
+A matrix is one tile, spread over the threads of a program and filled up with zeros to powers of two (at least 8, or 16 with a Triton before
+3.9); products run on tensor cores where there are some for the dtype.
+
+A field is a tuple ``(pointer, own, varying)`` over contiguous rows of numbers: ``own`` is None where all sequences share the row,
+``varying`` is None where all steps do.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import gpu_speed
 from benchmarks.speed_problems import Size
+from ldm_filter.core import triton
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,8 +33,19 @@ def test_it_runs(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, capture_output=True, timeout=300)
     rows = json.loads((tmp_path / "gpu.json").read_text())
     kinds = {(row["regime"], row["pass"], row["backend"]) for row in rows}
-    assert len(rows) == len(kinds) == 8
-    assert all(row["seconds"] > 0.0 and row["share_of_copy"] > 0.0 for row in rows)
+    assert len(rows) == len(kinds) == 10
+    assert all(row["seconds"] > 0.0 and (row["regime"] == "streams" or row["share_of_copy"] > 0.0) for row in rows)
+
+
+def test_the_largest_that_kernels_take_is_among_the_sizes() -> None:
+    assert max(size.n for size in gpu_speed.SIZES) == triton.LARGEST == 32
+    assert {max(size.n, size.m) > 4 for size in gpu_speed.SIZES} == {max(size.n, size.m) > 8 for size in gpu_speed.SIZES} == {False, True}
+
+
+def test_a_size_is_given_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_speed.main(["--device", "cpu", "--batch", "3"])
+    assert "give all four" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -17,7 +17,9 @@ from torch.testing import assert_close
 from ldm_filter.core import kernels as cpu_kernels
 from ldm_filter.core import native, recursion, triton_launch
 from ldm_filter.core import triton as door
+from ldm_filter.core.backends import backend
 from ldm_filter.core.inputs import Problem, prepare
+from ldm_filter.core.kalman import filter_moments
 from ldm_filter.core.linalg import NotPositiveDefiniteError, round_cov
 from ldm_filter.types import Gaussian, StateSpace
 from tests.core.problems import constant_ssm, normal, observed_of, random_measurements, rng
@@ -34,6 +36,22 @@ SIZES = [(1, 1, 1, 1), (1, 3, 2, 2), (2, 3, 1, 3), (3, 2, 3, 2), (2, 1, 4, 4), (
 # The same on tiles: of covariances alone, and of means as well; padded and not.
 LARGE = [(1, 3, 5, 3), (2, 3, 3, 7), (3, 2, 8, 8), (1, 3, 9, 4), (2, 3, 3, 11), (2, 1, 12, 9), (19, 2, 9, 1), (2, 2, 20, 5)]
 KINDS = [("constant", ""), ("constant", "shared"), ("constant", "own"), ("time", ""), ("batch", "own"), ("mixed", ""), ("all", "own")]
+
+
+def test_an_old_triton_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_launch, "installed", lambda: (3, 5))
+    assert not door.available()
+    monkeypatch.setattr(triton_launch, "installed", lambda: None)
+    assert not door.available()
+    monkeypatch.setattr(triton_launch, "installed", lambda: (3, 6))
+    assert door.available()
+
+
+def test_tiles_are_as_small_as_triton_multiplies_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, size in (((3, 6), 16), ((3, 9), 8), ((4, 0), 8)):
+        monkeypatch.setattr(triton_launch, "installed", lambda version=version: version)
+        padded = triton_launch.own_layout(5, 20, torch.float64).constants
+        assert (padded["NP"], padded["MP"]) == (size, 32)
 
 
 @pytest.fixture(autouse=True)
@@ -216,9 +234,21 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not door.supports(small), "on the CPU only the interpreter runs kernels"
 
 
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_forced_backend_comes_here(n: int) -> None:
+    ssm, measurements = constant_ssm(n, 2), random_measurements(2, 3, 2)
+    found, want = [], []
+    for name, into in (("triton", found), ("torch", want)):
+        with backend(name):
+            filtered, density = filter_moments(ssm, measurements)
+            into += [*filtered, density]
+    for x, y in zip(found, want, strict=True):
+        assert_close(x, y, rtol=0.0, atol=1e-12 * max(1.0, y.abs().max().item()))
+
+
 COMPILED = {
     ("2", "1", "float32"): {"filter", "mean", "covariance"},
-    ("9", "8", "float64"): {"tile_filter", "tile_mean", "covariance"},
+    ("9", "8", "float64", "3", "1"): {"tile_filter", "tile_mean", "covariance"},  # a number that is 1 is compiled in
 }
 
 

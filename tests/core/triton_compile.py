@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for a real GPU, without one: run as ``python -m tests.core.triton_compile N M DTYPE``.
+"""Compiles every Triton kernel for a real GPU, without one: run as ``python -m tests.core.triton_compile N M DTYPE [BATCH STEPS]``.
 
 Prints a line for each kernel: its name, the bytes of its machine code, the bytes of shared memory, the registers of a thread, and the bytes that
 it writes to memory for want of registers.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from ldm_filter.core.triton_launch import Layout
 from ldm_filter.types import Gaussian, StateSpace
 from tests.core.problems import constant_ssm, random_measurements, varying_ssm
 
-STEPS = 4
 CAPABILITY = 90
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32"}
 
@@ -41,7 +41,7 @@ def source(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any]) -> 
         if isinstance(x, torch.Tensor):
             hints[path] = [["tt.divisibility", 16]]
             return POINTERS[x.dtype]
-        if len(path) == 1:
+        if len(path) == 1 and (x != 1 or kernel.params[path[0]].do_not_specialize):
             return "i32"
         values[path] = x
         return "constexpr"
@@ -52,11 +52,11 @@ def source(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any]) -> 
     return ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, values, hints)
 
 
-def compile_only(name: str, programs: int, arguments: Sequence[Any], layout: Layout, **constants: Any) -> None:
+def compile_only(steps: int, name: str, programs: int, arguments: Sequence[Any], layout: Layout, **constants: Any) -> None:
     """In place of a launch. No output is written, but what the host looks at says that nothing failed and all steps are distinct."""
     for x in arguments:
         if isinstance(x, torch.Tensor):
-            x.fill_(STEPS)
+            x.fill_(steps)
     options = {"num_warps": layout.warps, "enable_fp_fusion": True}
     asked = source(triton_launch.kernels()[name], arguments, layout.constants | constants)
     made = triton.compile(asked, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
@@ -73,11 +73,11 @@ def used(ptx: str) -> tuple[int, int]:
     return int(re.findall(r"Used (\d+) registers", told)[0]), int(re.findall(r"(\d+) bytes spill stores", told)[0])
 
 
-def main(n: int, m: int, dtype: torch.dtype) -> None:
-    door.launch = compile_only
+def main(n: int, m: int, dtype: torch.dtype, batch: int = 3, steps: int = 4) -> None:
+    door.launch = partial(compile_only, steps)
     door.supports = lambda problem: True
-    measurements = random_measurements(3, 4, m, varying=True)
-    for ssm, cov in ((constant_ssm(n, m), measurements.cov[:1, :1]), (varying_ssm(3, 4, n, m), measurements.cov)):
+    measurements = random_measurements(batch, steps, m, varying=True)
+    for ssm, cov in ((constant_ssm(n, m), measurements.cov[:1, :1]), (varying_ssm(batch, steps, n, m), measurements.cov)):
         A, a, Q, C, c, h, P, z, R = (x.to(dtype).requires_grad_() for x in (*ssm[:5], *ssm.initial, measurements.mean, cov))
         problem = prepare(StateSpace(A, a, Q, C, c, Gaussian(h, P)), Gaussian(z, R), None)
         result = door.run(problem, predicted=True)
@@ -87,4 +87,4 @@ def main(n: int, m: int, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), *map(int, sys.argv[4:]))
