@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pendulum_networks import Encoder, answer, fit_rival
 from benchmarks.pendulum_oracle import particle_moments
-from benchmarks.pendulum_tasks import SETTINGS, Bench, bench, judge, unfolded
+from benchmarks.pendulum_tasks import SETTINGS, Bench, bench, judge, unfolded, with_gaps
 from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
@@ -97,7 +97,8 @@ def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
     training: dict[str, Any] = {"validation": images[:held]}
     if supervised:
         training |= {"targets": targets[held:], "validation_targets": targets[:held], "warm_up": settings.warm_up, "supervision": 1.0}
-    model.fit(images[held:], epochs=settings.epochs, batch_size=settings.batch_size, progress=False, checkpoint=checkpoint(), **training)
+    shown = with_gaps(images[held:], settings, data.seed) if settings.gapped else images[held:]
+    model.fit(shown, epochs=settings.epochs, batch_size=settings.batch_size, progress=False, checkpoint=checkpoint(), **training)
     spent = clock.read()
     extra = spent if supervised else spent | _affine(model, data)
     if not supervised:

@@ -31,6 +31,8 @@ class Settings:
         state_dim, latent_dim, dynamics: of LDMFilter.
         warm_up, epochs, batch_size, learning_rate, dynamics_rate: of its training.
         rival_epochs: of the networks beside it: as many as the filter's, warm-up included.
+        gapped, longest_gap: a self-supervised fit sees so many of its sequences with a run of images missing, of 4 to so many images: the
+            dynamics then learn to predict across darkness.
         series, test: sequences. readout: training sequences whose targets a self-supervised filter's read-out is fitted on.
         baseline: states and principal components of the classical filter.
         particles: of the oracle; 0: there is none.
@@ -45,6 +47,8 @@ class Settings:
     warm_up: int = 25
     epochs: int = 90
     batch_size: int = 50
+    gapped: float = 0.0
+    longest_gap: int = 0
     learning_rate: float = 3e-3
     dynamics_rate: float = 3.0
     rival_epochs: int = 115
@@ -59,7 +63,7 @@ class Settings:
 SETTINGS: dict[str, Settings] = {
     "pendulum": Settings(),
     "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=50, particles=0),
-    "pendulum-self-supervised": Settings(supervised=False, state_dim=16, latent_dim=8, epochs=20),
+    "pendulum-self-supervised": Settings(supervised=False, state_dim=12, latent_dim=4, epochs=20, gapped=0.5, longest_gap=12),
 }
 
 
@@ -105,6 +109,16 @@ def unfolded(drawn: Pendulum, steps: int, rows: slice = slice(None)) -> tuple[ND
     images[series, stamps] = frames / 255
     targets[series, stamps] = target
     return images, targets
+
+
+def with_gaps(images: NDArray[np.float32], settings: Settings, seed: int) -> NDArray[np.float32]:
+    """The images with a run of them NaN in some of the sequences, as the settings say."""
+    draw, images = np.random.default_rng([seed, 3100]), images.copy()
+    for row in draw.choice(len(images), int(settings.gapped * len(images)), replace=False):
+        length = draw.integers(4, settings.longest_gap + 1)
+        start = draw.integers(4, images.shape[1] - length)
+        images[row, start : start + length] = np.nan
+    return images
 
 
 def judge(mean: NDArray, cov: NDArray, target: NDArray) -> dict[str, float]:
