@@ -63,7 +63,7 @@ class Settings:
 SETTINGS: dict[str, Settings] = {
     "pendulum": Settings(),
     "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=50, particles=0),
-    "pendulum-self-supervised": Settings(supervised=False, state_dim=12, latent_dim=4, epochs=20, gapped=0.5, longest_gap=12),
+    "pendulum-self-supervised": Settings(supervised=False, state_dim=12, latent_dim=4, epochs=24, gapped=0.6, longest_gap=20),
 }
 
 
