@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-TESTS = [f"tests/core/{name}.py" for name in ("test_native", "test_door", "test_native_series", "test_operators", "test_smoothing", "test_kalman_algebra")]
+TESTS = [
+    f"tests/core/{name}.py" for name in ("test_native", "test_door", "test_native_series", "test_operators", "test_smoothing", "test_kalman_algebra")
+]
 NAME = "ldm_filter.core._native"
 
 
