@@ -48,6 +48,7 @@ class Settings:
 
     Attributes:
         state_dim, latent_dim, noise, dynamics, encoder: of LDMFilter.
+        settle_within: of LDMFilter, with ``noise="jump"``.
         epochs, batch_size, learning_rate, dynamics_rate: of its training.
         series: training sequences. steps: frames in each sequence.
         readout, test: sequences of the read-out's fit and of the test.
@@ -62,6 +63,7 @@ class Settings:
     noise: str = "constant"
     dynamics: str = "linear"
     encoder: str = "auto"
+    settle_within: int | None = None
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 3e-3
@@ -82,15 +84,16 @@ SETTINGS: dict[str, Settings] = {
     # More latents than coordinates: the encoder then gives harmonics of the angle, in which a linear-Gaussian state can hold a circle.
     "circular-input-noise": Settings(6, 6, noise="input", epochs=8, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
     "circular-constant-noise": Settings(4, 2, baseline=(4, 4)),
-    "jump": Settings(2, 2, noise="jump", epochs=8, dynamics_rate=5.0, baseline=(4, 4), mlp=True),
+    "jump": Settings(2, 2, noise="jump", settle_within=10, epochs=8, dynamics_rate=5.0, baseline=(4, 4), mlp=True),
     "state-noise": Settings(4, 4, epochs=16, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
     "figure8-small": Settings(10, 5, encoder="mlp", baseline=(16, 16)),
 }
 
 # What ``ldm-<objective>+<variant>`` changes.
-VARIANTS: dict[str, dict[str, str]] = {
-    "constant": {"noise": "constant"},
-    "adaptive": {"noise": "adaptive"},
+VARIANTS: dict[str, dict[str, str | None]] = {
+    "constant": {"noise": "constant", "settle_within": None},
+    "adaptive": {"noise": "adaptive", "settle_within": None},
+    "free": {"settle_within": None},
     "state": {"noise": "state"},
     "ekf": {"dynamics": "ekf"},
 }

@@ -70,6 +70,7 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("dtype", Literal["float32", "float64"], "float32", "precision of the model"),
     ("devices", int, 1, "number of devices, for data-parallel training"),
     ("precision", str | None, None, "of Lightning Fabric, such as bf16-mixed; null: that of dtype"),
+    ("settle_within", int | None, None, "with noise jump: steps after a jump until the predicted covariance is back; null: as learned"),
 )
 
 

@@ -122,6 +122,7 @@ def test_every_model_option_arrives(tmp_path: Path, folder: Path, monkeypatch: p
         "device": "cpu",
         "devices": 2,
         "precision": "bf16-mixed",
+        "settle_within": 7,
         "dynamics": "other",
         "latent_model": "pair",
         "space": "sphere",

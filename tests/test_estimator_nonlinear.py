@@ -12,6 +12,7 @@ import torch
 
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.checkpoint import load_checkpoint, save_checkpoint
+from ldm_filter.core.settling import steady_cov, steps_to_settle
 from tests.waves import frame, waves
 
 CHOICES = [
@@ -55,6 +56,22 @@ def test_filter_and_smooth(model: LDMFilter) -> None:
 def test_training_improved_on_its_start(model: LDMFilter) -> None:
     assert model.history_.best_epoch >= 0
     assert np.isfinite(model.score(frame(100, seed=4)))
+
+
+def test_a_filter_of_jumps_settles_within_the_steps_that_are_asked_for(tmp_path: Path) -> None:
+    free = fitted("linear", "jump")
+    model = LDMFilter(4, 2, noise="jump", readout="linear", window=25, settle_within=3).fit(frame(300), epochs=2, progress=False)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    assert LDMFilter.load(path).settle_within == 3
+    reached = []
+    for found in (free, model):
+        dynamics, R = found.model_.dynamics, found.model_.encoder.complete_cov()
+        with torch.no_grad():
+            space, calm = dynamics.state_space(), dynamics.base.exact()
+            parts, matrix = (calm.transition_matrix, calm.transition_cov, calm.observation_matrix, R), space.matrix.double()
+            reached.append(steps_to_settle(matrix @ steady_cov(*parts) @ matrix.mT + space.cov.double(), *parts))
+    assert reached[1] <= 3 < reached[0]
 
 
 def test_noise_of_the_state_is_learned_with_the_encoder_fixed() -> None:

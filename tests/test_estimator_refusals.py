@@ -18,6 +18,9 @@ from tests.waves import waves
         ({"seed": None}, TypeError, "seed is None"),
         ({"window": 1}, ValueError, "window is 1, expected at least 2"),
         ({"device": "gpu"}, ValueError, "device is 'gpu', expected one of 'auto', 'cpu', 'cuda'"),
+        ({"settle_within": 5}, ValueError, "settle_within is 5, which is for noise='jump', and noise is 'constant'"),
+        ({"settle_within": 0, "noise": "jump"}, ValueError, "settle_within is 0, expected at least 1"),
+        ({"settle_within": 5, "noise": "jump", "dynamics": "continuous"}, ValueError, "settle_within needs a motion whose process noise"),
         ({"encoder": torch.nn.Linear(5, 2)}, ValueError, r"encoder cannot read two observations of shape \(2, 3\)"),
     ],
 )

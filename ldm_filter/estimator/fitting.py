@@ -21,6 +21,7 @@ from ldm_filter.models.base import Dynamics
 from ldm_filter.models.continuous import ContinuousDynamics
 from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.encoders import ConstantNoise, Encoder
+from ldm_filter.models.jumps import JumpDynamics
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.named import named_dynamics
 from ldm_filter.models.recurrent import build_predictor
@@ -84,7 +85,7 @@ def build(
     kind = ContinuousDynamics if config["dynamics"] == "continuous" else LinearDynamics
     sizes = config["state_dim"], latent_dim
     base = kind(*sizes, config["transition_cov"], config["observation"], generator=generator, input_dim=input_dim)
-    return LatentFilter(measure, named_dynamics(base, config["dynamics"], config["noise"], generator), predictor).to(dtype)
+    return LatentFilter(measure, named_dynamics(base, config["dynamics"], config["noise"], generator, config["settle_within"]), predictor).to(dtype)
 
 
 def _own(dynamics: Dynamics, input_dim: int) -> Dynamics:
@@ -220,14 +221,16 @@ def restart_dynamics(model: LatentFilter, plan: Plan) -> None:
 
 @torch.no_grad()
 def finish(model: LatentFilter, plan: Plan) -> None:
-    """Measure what missing channels cost, the share of Q and the common scale of Q and R; fix the gauge (zero mean, unit variance of every
-    latent), bring the state to canonical form. With targets, whose likelihood has decided about the scale and whose read-out about the basis,
-    these two stay."""
+    """Measure what missing channels cost, the share of Q, the common scale of Q and R, and the Q that settles after jumps as fast as asked for; fix
+    the gauge (zero mean, unit variance of every latent), bring the state to canonical form. With targets, whose likelihood has decided about the
+    scale and whose read-out about the basis, these two stay."""
     values, observed = _rows(plan.training.sequences, 5000)
     _fit_missing(model, values, observed.flatten(1).all(-1))
     if plan.validation is not None and model.head is None:
         settle_process_noise(model, plan.validation)
         model.scale_covariances(common_scale(model, plan.validation))
+    if isinstance(model.dynamics, JumpDynamics):
+        model.dynamics.settle(model.encoder.complete_cov())
     if model.dynamics.learned_observation:
         device = model.encoder.center.device
         measurements, seen = model.encode(values.unsqueeze(1).to(device), observed.unsqueeze(1).to(device))

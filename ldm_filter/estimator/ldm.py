@@ -68,6 +68,9 @@ class LDMFilter(Supervised, Classical):
         seed: of everything random; the same seed gives the same model bit for bit on one machine.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``. dtype: ``torch.float32`` or ``torch.float64``.
         devices, precision: of Lightning Fabric, for data-parallel and mixed-precision training.
+        settle_within: with ``noise="jump"`` and ``dynamics="linear"``, k: after training the process noise of calm steps is raised as far as needed
+            for the predicted covariance to be within 5 % of its steady value k steps after a jump. Where an alarm or a controller waits for the
+            filter to be sure again; None (default): as sure and as slow as the likelihood of the data has it.
 
     Attributes:
         model_: the fitted :class:`~ldm_filter.models.latent_filter.LatentFilter`. readout_: its read-out to the data.
@@ -106,6 +109,7 @@ class LDMFilter(Supervised, Classical):
         dtype: torch.dtype = torch.float32,
         devices: int = 1,
         precision: str | None = None,
+        settle_within: int | None = None,
     ) -> None:
         self.state_dim: Any = state_dim
         self.latent_dim, self.encoder, self.dynamics = latent_dim, encoder, dynamics
@@ -116,6 +120,7 @@ class LDMFilter(Supervised, Classical):
         self.patience: Any = patience
         self.tolerance = tolerance
         self.seed, self.device, self.dtype, self.devices, self.precision = seed, device, dtype, devices, precision
+        self.settle_within = settle_within
 
     def fit(
         self,

@@ -11,7 +11,7 @@ import torch
 from ldm_filter.training import TrainingOptions
 from ldm_filter.types import Sequences
 
-__all__ = ["check_rates", "training_options"]
+__all__ = ["check_jumps", "check_rates", "training_options"]
 
 MASK_RATE = 0.1
 
@@ -38,6 +38,17 @@ def check_rates(params: dict[str, Any]) -> None:
         raise ValueError(f"patience is {patience}, expected at least 1 epoch, or None to never stop early")
     if not 0.0 <= params["tolerance"] < math.inf:
         raise ValueError(f"tolerance is {params['tolerance']}, expected nats per step of at least 0")
+
+
+def check_jumps(params: dict[str, Any]) -> None:
+    """Refuse a number of steps to settle within after a jump where nothing jumps, or where motion and process noise are one.
+
+    Raises:
+        ValueError: naming the argument, what it is and what is expected.
+    """
+    steps, noise = params["settle_within"], params["noise"]
+    if steps is not None and noise != "jump":
+        raise ValueError(f"settle_within is {steps}, which is for noise='jump', and noise is {noise!r}; leave it out, or use noise='jump'")
 
 
 def training_options(

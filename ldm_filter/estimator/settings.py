@@ -15,7 +15,7 @@ from ldm_filter.core.linalg import cholesky_psd
 from ldm_filter.data.labels import describe, from_description
 from ldm_filter.estimator.fitting import build
 from ldm_filter.estimator.forecasting import Calibration
-from ldm_filter.estimator.options import check_rates
+from ldm_filter.estimator.options import check_jumps, check_rates
 from ldm_filter.models.base import NO_CONTEXT, Dynamics
 from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
@@ -84,7 +84,9 @@ def check(params: dict[str, Any]) -> None:
         latent_dim=params["latent_dim"],
         window=params["window"],
         devices=params["devices"],
+        settle_within=params["settle_within"],
     )
+    check_jumps(params)
     if params["latent_dim"] is not None and params["state_dim"] != "auto" and params["latent_dim"] > params["state_dim"]:
         raise ValueError(f"latent_dim is {params['latent_dim']}, expected at most state_dim = {params['state_dim']}; raise state_dim")
     if params["window"] == 1:

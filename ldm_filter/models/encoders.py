@@ -111,6 +111,16 @@ class Encoder(nn.Module):
         own = told[:, self.latent_dim :].unflatten(0, batch) if isinstance(self.noise, OwnNoise) else None
         return (self.gain * (raw - self.shift)).unflatten(0, batch), own
 
+    def complete_cov(self) -> Tensor:
+        """R of complete observations where it is one for all, ``(m, m)`` float64.
+
+        Raises:
+            ValueError: it follows the observation.
+        """
+        if not isinstance(self.noise, ConstantNoise):
+            raise ValueError(f"the measurement covariance follows the observation ({type(self.noise).__name__}), and no one matrix is that of all")
+        return self.noise.covariance() * self.gain.double()[:, None] * self.gain.double() * self.noise_scale.double()
+
     def log_volume(self, values: Tensor, observed: Tensor, most: int = 512) -> Tensor:
         """log |det dz/du| at up to ``most`` complete observations, ``(N,)``: how the encoder changes the entropy of the standardised data u, exactly.
 

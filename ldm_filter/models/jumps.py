@@ -10,9 +10,11 @@ from ldm_filter.core.backends import StepModel
 from ldm_filter.core.inputs import check_mask, fill_missing, mask_missing
 from ldm_filter.core.jumps import JumpStateSpace, Mixture
 from ldm_filter.core.linalg import cholesky, cholesky_psd, matvec, round_cov
+from ldm_filter.core.settling import least_noise
 from ldm_filter.core.smoothing import sample_posterior, smooth_sequence
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.base import NO_CONTEXT
+from ldm_filter.models.dynamics import LinearDynamics
 from ldm_filter.models.factors import factor, unfactor
 from ldm_filter.models.stepwise import StepwiseDynamics
 from ldm_filter.types import Context, FilterResult, Gaussian, SmootherResult
@@ -29,17 +31,26 @@ class JumpDynamics(StepwiseDynamics):
     Args:
         base: the linear model.
         chance: p at the start.
+        settle_within: k, steps; :meth:`settle` then sees to it that k steps after a jump the predicted covariance is back; None: nothing.
 
     Raises:
-        ValueError: a chance outside (0, 1).
+        ValueError: a chance outside (0, 1), a number of steps below 1, or one for a motion in continuous time.
     """
 
     recalls = True
 
-    def __init__(self, base: AffineDynamics, chance: float = 0.02) -> None:
+    def __init__(self, base: AffineDynamics, chance: float = 0.02, settle_within: int | None = None) -> None:
         super().__init__(base)
         if not 0.0 < chance < 1.0:
             raise ValueError(f"chance is {chance}, expected a probability between 0 and 1")
+        if settle_within is not None and settle_within < 1:
+            raise ValueError(f"settle_within is {settle_within}, expected at least 1 step, or None")
+        if settle_within is not None and not isinstance(base, LinearDynamics):
+            raise ValueError(
+                "settle_within needs a motion whose process noise can be raised by itself, dynamics='linear'; in continuous time the noise is part of "
+                "how the motion decays; leave settle_within out"
+            )
+        self.settle_within = settle_within
         n = base.state_dim
         self.logit = nn.Parameter(torch.logit(torch.tensor(chance)))
         self.matrix, self.offset = nn.Parameter(torch.zeros(n, n)), nn.Parameter(torch.zeros(n))
@@ -152,6 +163,38 @@ class JumpDynamics(StepwiseDynamics):
         with torch.no_grad():
             self.factor.copy_(unfactor(cholesky(initial.cov.double(), "cov")))
             self.offset.copy_(self.base.mean)
+
+    @torch.no_grad()
+    def settle(self, measurement_cov: Tensor) -> float:
+        """Q <- c Q with the smallest c >= 1 for which, ``settle_within`` steps after a jump, the predicted covariance is settled.
+
+        Settled: within 5 % of its steady value in every direction, by the Riccati recursion of the calm motion (:mod:`ldm_filter.core.settling`)
+        from the prediction of a jump, J P J' + D. An observation that leaves the two hypotheses undecided makes the belief wider for as long as it
+        does. The likelihood may prefer a smaller Q; means then lag less noise, and the filter is sure of itself later.
+
+        Args:
+            measurement_cov: R ``(m, m)`` of a complete observation.
+
+        Returns:
+            c; 1 where nothing was to change.
+
+        Raises:
+            ValueError: even with calm steps that move the state as far as a jump does it takes longer.
+        """
+        if self.settle_within is None:
+            return 1.0
+        assert isinstance(self.base, LinearDynamics)
+        calm, model = self.base.exact(), self.state_space()
+        parts = calm.transition_matrix, calm.transition_cov, calm.observation_matrix, measurement_cov
+        factor, steps = least_noise(self.settle_within, (model.matrix, model.cov), *parts)
+        if factor == float("inf"):
+            raise ValueError(
+                f"settle_within is {self.settle_within}, and even with calm steps that move the state as far as a jump the predicted covariance "
+                f"takes {steps} steps after one; pass at least {steps}, or None for the process noise that was learned"
+            )
+        if factor > 1.0:
+            self.base.set_matrices(calm._replace(transition_cov=factor * calm.transition_cov))
+        return factor
 
     def scale_covariances(self, factor: float) -> bool:
         """Not possible: the hypotheses' weights would change."""
