@@ -227,7 +227,7 @@ def finish(model: LatentFilter, plan: Plan) -> None:
     values, observed = _rows(plan.training.sequences, 5000)
     _fit_missing(model, values, observed.flatten(1).all(-1))
     if plan.validation is not None and model.head is None:
-        settle_process_noise(model, plan.validation)
+        settle_process_noise(model, plan.validation, plan.training)
         model.scale_covariances(common_scale(model, plan.validation))
     if isinstance(model.dynamics, JumpDynamics):
         model.dynamics.settle(model.encoder.complete_cov())
