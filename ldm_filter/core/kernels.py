@@ -78,15 +78,24 @@ def filter_batch(x: Arguments, predicted: bool) -> Outputs:
     """Filter a batch whose arguments were checked; differentiable in all tensors but the mask.
 
     Raises:
+        TypeError: naming one of another dtype than the kernels take.
         RuntimeError: one of them has no memory of its own on the CPU.
     """
     found = _filter(laid_out(x), predicted, check=False)
     if found is None:
+        _refuse_dtypes(x)
         raise RuntimeError(
             "the compiled filter was called with a tensor that is not a plain torch.Tensor on the CPU (as within torch.func or a subclass); "
             'choose the loops in torch, which take any: ldm_filter.backend("torch")'
         )
     return found
+
+
+def _refuse_dtypes(x: Arguments) -> None:
+    for name, value in zip(x._fields[:9], x[:9], strict=True):
+        taken = {x.z.dtype} | ({torch.float64} if name != "R" else set())
+        if value.dtype not in taken:
+            raise TypeError(f"{name} has dtype {value.dtype}; expected {x.z.dtype} as the measurements z: convert with .to({x.z.dtype})")
 
 
 def filter_usual(x: Arguments) -> Outputs | None:
@@ -201,7 +210,7 @@ class _Link(torch.autograd.Function):
         return at_G.sum_to_size(G.shape), at_u, None
 
 
-def run_links(G: Tensor, u: Tensor, back: bool = True) -> Tensor:
+def run_links(G: Tensor, u: Tensor, back: bool) -> Tensor:
     """:func:`link` without a trace of it for gradients."""
     y: Tensor = kernel("links")(G.detach().contiguous(), u.detach().contiguous(), back, torch.get_num_threads())
     return y

@@ -7,7 +7,7 @@ import torch
 
 from ldm_filter import backend
 from ldm_filter.core import native
-from ldm_filter.core.backends import run_usual
+from ldm_filter.core.backends import StepModel, run_step, run_usual
 from ldm_filter.core.kalman import filter_moments
 from ldm_filter.core.kernels import Arguments, filter_batch, run_links
 from ldm_filter.types import Gaussian, StateSpace
@@ -126,6 +126,24 @@ def test_parameters_are_tensors_and_others_are_refused_plainly(exchange):
         assert torch.equal(left.detach(), right)
     with pytest.raises(RuntimeError, match=r"not a plain torch\.Tensor on the CPU"):
         filter_batch(Arguments(*x[:7], x[7].as_subclass(Own), x[8], None), predicted=False)
+
+
+@pytest.mark.parametrize("name", ["A", "a", "Q", "C", "h0", "P0", "R"])
+def test_another_dtype_is_named(exchange, name):
+    """A step in float64 of a model in float32; what is wider than the measurements is taken."""
+    narrow, wide = (dict(zip(Arguments._fields, fields(dtype), strict=False)) for dtype in (torch.float32, torch.float64))
+
+    def step(x: dict[str, torch.Tensor]):
+        belief = Gaussian(x["h0"].expand(SIZES[0], -1), x["P0"].expand(SIZES[0], -1, -1))
+        return run_step(StepModel(*(x[k] for k in ("A", "a", "Q", "C", "R")), SIZES[3]), x["z"][:, 0], belief)
+
+    with pytest.raises(TypeError, match=rf"^{name} has dtype torch.float32; expected torch.float64 as the measurements z: convert with"):
+        step(wide | {name: narrow[name]})
+    if name == "R":
+        with pytest.raises(TypeError, match=r"^R has dtype torch.float64; expected torch.float32"):
+            step(narrow | {name: wide[name]})
+    else:
+        assert step(narrow | {name: wide[name]}).filtered.mean.dtype == torch.float32
 
 
 def test_results_are_plain_tensors_that_outlive_their_inputs(exchange):
