@@ -10,6 +10,7 @@ __all__ = [
     "affine",
     "cholesky",
     "cholesky_psd",
+    "least_squares",
     "matvec",
     "multiply_add",
     "round_cov",
@@ -95,6 +96,14 @@ def cholesky_psd(cov: Tensor, what: str = "covariance") -> Tensor:
 def solve_psd(cov: Tensor, rhs: Tensor, what: str = "covariance") -> Tensor:
     """``cov^-1 rhs`` through a Cholesky factor, for a positive semi-definite ``cov`` ``(..., n, n)`` and ``rhs`` ``(..., n, k)``."""
     return torch.cholesky_solve(rhs.double(), cholesky_psd(cov, what))
+
+
+def least_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """The smallest ``W`` that minimises ``||X W - Y||``: inputs X ``(N, p)``, outputs Y ``(N, q)``, result ``(p, q)``.
+
+    The same bits for the same numbers, which the default of ``torch.linalg.lstsq`` on the CPU (a pivoted factor) does not give.
+    """
+    return torch.linalg.lstsq(inputs, outputs, driver="gelsd" if inputs.device.type == "cpu" else None).solution
 
 
 def matvec(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -231,9 +231,12 @@ def _open_dataset(dataset: xr.Dataset, name: str, single: bool) -> Opened:
     for key, variable in variables.items():
         extra = set(variable.dims) - {time_name, "series"}
         if extra or time_name not in variable.dims:
+            mend = f"drop it with {name}.drop_vars({key!r}), or pass one DataArray"
+            if len(extra) == 1 and set(variable.dims) == extra | {time_name}:
+                mend = f"if it numbers series, rename it with {name}.rename({{{extra.pop()!r}: 'series'}}); else {mend}"
             raise ValueError(
                 f"Variable {key!r} of `{name}` has dims {variable.dims}, expected ({time_name!r},) or ('series', {time_name!r}) for each channel; "
-                f"drop it with {name}.drop_vars({key!r}), or pass one DataArray."
+                f"{mend}."
             )
         if not _is_real(variable.dtype):
             _refuse_dtype(variable.dtype, f"Variable {key!r} of `{name}` holds entries", f"{name}[{key!r}]")

@@ -17,6 +17,8 @@ from ldm_filter.types import Labels, Sequences
 
 __all__ = ["describe", "from_description", "parse"]
 
+_FEWEST_STEPS = 32  # of float32 between the least and the greatest value of a channel
+
 
 def parse(
     data: Any,
@@ -47,8 +49,8 @@ def parse(
 
     Raises:
         TypeError: unsupported container, entries that are no real numbers, mixed kinds in a list, a text index.
-        ValueError: wrong channels or event shape, empty data, too few steps, infinite values, nothing observed, a time index
-            that is not strictly increasing.
+        ValueError: wrong channels or event shape, empty data, too few steps, infinite values, nothing observed, in fit a channel whose
+            changes the dtype does not tell apart, a time index that is not strictly increasing.
 
     >>> sequences, labels = parse(np.array([[1.0, np.nan], [2.0, 3.0]]))
     >>> sequences.values.tolist(), sequences.observed.tolist(), labels.channels
@@ -71,6 +73,8 @@ def parse(
     labels = _labels(opened, expected, ragged)
     _check_finite(sequences, opened, labels, name)
     _check_observed(sequences, labels, name, min_steps)
+    if min_steps > 1 and dtype == torch.float32 and labels.channels:
+        _check_resolved(opened, labels, name)
     return sequences, labels
 
 
@@ -230,6 +234,23 @@ def _check_finite(sequences: Sequences, opened: Opened, labels: Labels, name: st
     if np.isinf(original):
         raise ValueError(f"`{name}` holds an infinite value ({original}) at {where}; expected finite numbers, or NaN for missing: replace it.")
     raise ValueError(f"`{name}` holds {original} at {where}, too large for {sequences.values.dtype}; rescale the data or use dtype=torch.float64.")
+
+
+def _check_resolved(opened: Opened, labels: Labels, name: str) -> None:
+    """A channel far from zero whose changes are a few steps of float32 at most would be learned from its rounding."""
+    wide = [block for block in opened.blocks if block.dtype == np.float64]
+    if not wide:
+        return
+    low, high = (fold.reduce([fold.reduce(fold.reduce(np.asarray(block), 0), 0) for block in wide]).astype(float) for fold in (np.fmin, np.fmax))
+    largest = np.maximum(abs(low), abs(high))
+    step = largest * np.finfo(np.float32).eps
+    lost = (high - low > 1e-12 * largest) & (high - low < _FEWEST_STEPS * step)  # less than that is rounding, of a constant
+    if lost.any():
+        k = int(lost.argmax())
+        raise ValueError(
+            f"Channel {labels.channels[k]!r} of `{name}` changes between {low[k]:.12g} and {high[k]:.12g} only, which torch.float32 tells apart in "
+            f"steps of {step[k]:.2g}; subtract what is constant, or use dtype=torch.float64."
+        )
 
 
 def _original(opened: Opened, series: int, place: tuple[int, ...]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_filter.core.linalg import cholesky
+from ldm_filter.core.linalg import cholesky, least_squares
 from ldm_filter.types import Gaussian, StateSpace
 
 __all__ = ["canonical_variates"]
@@ -98,7 +98,7 @@ def _whitener(samples: Tensor) -> Tensor:
 
 def _regress(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Least squares: the coefficients and the residual covariance, kept positive definite."""
-    coefficients = torch.linalg.lstsq(inputs, outputs).solution.mT
+    coefficients = least_squares(inputs, outputs).mT
     residual = outputs - inputs @ coefficients.mT
     cov = residual.mT @ residual / len(residual)
     return coefficients, cov + torch.diag(1e-4 * outputs.square().mean(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy.linalg import solve_discrete_lyapunov
@@ -12,6 +13,7 @@ from ldm_filter.core.linalg import (
     affine,
     cholesky,
     cholesky_psd,
+    least_squares,
     matvec,
     multiply_add,
     round_cov,
@@ -107,3 +109,15 @@ def test_stationary(radius: float) -> None:
 def test_no_stationary_covariance(radius: float) -> None:
     with pytest.raises(ValueError, match=f"transition_matrix has spectral radius {radius:.6g}; .* below 1"):
         stationary(radius * torch.eye(2), torch.eye(2))
+
+
+def test_least_squares_is_that_of_numpy_and_gives_the_same_bits_again() -> None:
+    """Whatever freed memory holds that the solver is given to work in."""
+    X, Y = normal(0, 100, 12), normal(1, 100, 2)
+    first = least_squares(X, Y)
+    assert_close(first, torch.from_numpy(np.linalg.lstsq(X.numpy(), Y.numpy())[0]))
+    for k in range(100):
+        torch.full((8 + k,), k % 3, dtype=torch.int32)
+        assert torch.equal(least_squares(X, Y), first)
+    alike = torch.cat([X, X[:, :1]], 1)
+    assert_close(alike @ least_squares(alike, Y), X @ first, msg="columns that say the same")

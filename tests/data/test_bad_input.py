@@ -57,6 +57,15 @@ def test_infinite_values_are_located(frame):
     assert parse(np.full((3, 1), 1e300), dtype=torch.float64)[0].values.max() == 1e300
 
 
+def test_changes_that_float32_cannot_tell_apart(frame):
+    far = frame.assign(b=5e7 + frame["b"])
+    with pytest.raises(ValueError, match=r"'b' of `data` changes between 50000000 and 50000004 only.* in steps of 6; .*dtype=torch.float64"):
+        parse(far, min_steps=2)
+    assert parse(far, min_steps=2, dtype=torch.float64)[0].values[0, 4, 1] == 5e7 + 4
+    assert len(parse(far)[1].times[0]) == 5, "what a fitted model is asked is not refused"
+    parse(frame.assign(b=0.1 * 3 + np.array([0, 1, 0, 1, 0]) * 1e-16), min_steps=2)  # a constant, but for rounding
+
+
 def test_too_few_steps(frame):
     with pytest.raises(ValueError, match=r"`data` has 1 time step\(s\), expected at least 2"):
         parse(frame.iloc[:1], min_steps=2)
@@ -119,3 +128,9 @@ def test_errors_use_the_name_of_the_argument():
         parse(None, name="validation")
     with pytest.raises(ValueError, match="`dtype`"):
         parse(np.ones(3), dtype=torch.float16)
+
+
+def test_a_dimension_of_series_by_another_name():
+    cube = xr.DataArray(np.ones((2, 5)), dims=("subject", "time"))
+    with pytest.raises(ValueError, match=r"'a' of `data` has dims .*if it numbers series, rename it with data.rename\({'subject': 'series'}\)"):
+        parse(xr.Dataset({"a": cube, "b": cube}))
