@@ -25,7 +25,6 @@ from benchmarks.records import Clock, Outcome
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
 from ldm_filter.core.kalman import filter_moments, filter_sequence
-from ldm_filter.core.linalg import least_squares
 from ldm_filter.core.linearisation import extended, sigma_point, unscented
 from ldm_filter.core.nonlinear import NonlinearStateSpace, linearised
 from ldm_filter.core.smoothing import smooth_sequence
@@ -131,7 +130,7 @@ def _fit_supervised(data: Bench) -> Callable[[NDArray], Estimate]:
         return torch.stack([u[..., list(term)].prod(-1) for term in terms], dim=-1)
 
     before, after = (torch.as_tensor(part.reshape(-1, 3)) for part in (states[:, :-1], states[:, 1:]))
-    weight = least_squares(features(before), after)
+    weight = torch.linalg.lstsq(features(before), after, driver="gelsd").solution
     rest = after - features(before) @ weight
     noise = torch.as_tensor(np.cov((seen - states).reshape(-1, 3).T))
     first = Gaussian(torch.as_tensor(centre), torch.as_tensor(np.diag(spread**2)))

@@ -47,8 +47,8 @@ class JumpDynamics(StepwiseDynamics):
             raise ValueError(f"settle_within is {settle_within}, expected at least 1 step, or None")
         if settle_within is not None and not isinstance(base, LinearDynamics):
             raise ValueError(
-                "settle_within needs a motion whose process noise can be raised by itself, dynamics='linear'; in continuous time the noise is part of "
-                "how the motion decays; leave settle_within out"
+                "settle_within needs a motion whose process noise can be raised by itself, dynamics='linear'; in continuous time the noise is part "
+                "of how the motion decays; leave settle_within out"
             )
         self.settle_within = settle_within
         n = base.state_dim
