@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
 def default_methods(task: str, condition: str = "") -> tuple[str, ...]:
     """The learned filter with the objective that ``LDMFilter`` takes by default there, and everything it must stand beside."""
     ours = "ldm-conditional-log-det" if SETTINGS[task].noise == "input" else "ldm-log-det"
-    variants = {"jump": ("free", "adaptive", "constant"), "state-noise": ("state",)}.get(task, ())
+    variants = {"jump": ("free", "adaptive", "constant"), "state-noise": ("dot", "state")}.get(task, ())
     return (ours, *(f"{ours}+{variant}" for variant in variants), *BASELINES, "oracle")
 
 

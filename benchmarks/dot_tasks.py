@@ -85,7 +85,8 @@ SETTINGS: dict[str, Settings] = {
     "circular-input-noise": Settings(6, 6, noise="input", epochs=8, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
     "circular-constant-noise": Settings(4, 2, baseline=(4, 4)),
     "jump": Settings(2, 2, noise="jump", settle_within=10, epochs=8, dynamics_rate=5.0, baseline=(4, 4), mlp=True),
-    "state-noise": Settings(4, 4, epochs=16, dynamics_rate=5.0, series=1600, baseline=(4, 4), mlp=True),
+    # The noise level tells of the position as much as the dot does where both are weak; harmonics of the angle as above.
+    "state-noise": Settings(6, 6, encoder="mlp-noise", epochs=12, dynamics_rate=5.0, series=6400, baseline=(4, 4), mlp=True),
     "figure8-small": Settings(10, 5, encoder="mlp", baseline=(16, 16)),
 }
 
@@ -95,6 +96,7 @@ VARIANTS: dict[str, dict[str, str | None]] = {
     "adaptive": {"noise": "adaptive", "settle_within": None},
     "free": {"settle_within": None},
     "state": {"noise": "state"},
+    "dot": {"encoder": "mlp"},
     "ekf": {"dynamics": "ekf"},
 }
 BUDGETS = ("smoke", "cpu", "full")

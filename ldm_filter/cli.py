@@ -33,7 +33,7 @@ Every command has a --help with an example, and takes options from a YAML file w
 MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("state_dim", int, 4, "size of the latent state; a motion that holds k frequencies needs 2 k"),
     ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
-    ("encoder", str, "auto", "auto, mlp, conv (for frames) or linear"),
+    ("encoder", str, "auto", "auto, mlp, mlp-noise (is also shown the noise level), conv (for frames) or linear"),
     ("dynamics", str, "linear", "linear, continuous (irregular times), locally-linear, ekf, ukf, polynomial; recurrent: one-step predictions alone"),
     ("noise", str, "constant", "constant, input (R of the observation), state (R of the state), adaptive (Q grows after surprises), jump"),
     (

@@ -36,7 +36,8 @@ class LDMFilter(Supervised, Classical):
         state_dim: n, the size of the latent state. A motion that holds k frequencies needs 2 k. ``"auto"``: ``fit`` tries growing sizes for a
             few epochs each and puts in the smallest that is about as good as the best, by the likelihood of held-out data.
         latent_dim: m, the size of the encoder's output; default the state's, at most the number of entries of one observation.
-        encoder: ``"auto"``, ``"mlp"``, ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
+        encoder: ``"auto"``, ``"mlp"``, ``"mlp-noise"`` (which is also shown how noisy an observation is: where the noise depends on the state, that
+            tells of the state), ``"conv"``, ``"linear"``, or an ``nn.Module`` from ``(N, *event)`` standardised to ``(N, latent_dim)``.
         dynamics: ``"linear"``: a step per row, and several where the time index has a gap on its grid; ``"continuous"``: a stochastic differential
             equation, for irregular times; ``"locally-linear"``: stable matrices mixed by weights of the state; ``"ekf"``, ``"ukf"``: a residual
             network beside the linear motion, filtered by its tangents or by sigma points; ``"polynomial"``: a cubic law, started by regression.

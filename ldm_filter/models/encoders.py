@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_filter.core.directional import normalise
-from ldm_filter.models.measurement_noise import ConstantNoise, InputNoise, OwnNoise, principal_components
+from ldm_filter.models.measurement_noise import ConstantNoise, InputNoise, NoiseLevel, OwnNoise, principal_components
 from ldm_filter.models.networks import Custom, Mixing, default_network
 from ldm_filter.types import Gaussian
 
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     Args:
         event_shape: shape of one observation, ``(channel,)`` or ``(y, x[, colour])``.
         latent_dim: m.
-        network: ``"auto" | "mlp" | "conv" | "linear"`` (V alone) or an ``nn.Module``.
+        network: ``"auto" | "mlp" | "mlp-noise" | "conv" | "linear"`` (V alone) or an ``nn.Module``.
         noise: ``"constant"``: one full covariance; ``"input"``: diagonal, a network of the observation; a module of the user's own may give
             ``2 m`` numbers, and the second half are then log variances.
         space: ``"plane"``, or ``"sphere"`` to bring V u + network(u) to unit length.
@@ -177,8 +177,8 @@ class Encoder(nn.Module):
         _silence(self.network, deviation > 1e-6 * most)
         if isinstance(self.network, Mixing):
             self.network.start.copy_(self.linear.weight)
-        if isinstance(self.noise, InputNoise):
-            self.noise.fit_features(flat, None if missing is None else missing.flatten(1))
+        for level in (part for part in self.modules() if isinstance(part, NoiseLevel)):
+            level.fit_features(flat, None if missing is None else missing.flatten(1))
 
     @torch.no_grad()
     def fit_missing(self, values: Tensor, observed: Tensor) -> None:

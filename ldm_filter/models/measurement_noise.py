@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ldm_filter.core.linalg import cholesky, round_cov
 from ldm_filter.models.factors import factor, unfactor
 
-__all__ = ["ConstantNoise", "InputNoise", "OwnNoise", "principal_components"]
+__all__ = ["ConstantNoise", "InputNoise", "NoiseLevel", "OwnNoise", "principal_components"]
 
 # Of a matrix whose principal components are sought.
 MOST_ENTRIES = 1 << 25
@@ -46,32 +46,29 @@ class OwnNoise(nn.Module):
         return _diagonal(self.bias + log_var)
 
 
-class InputNoise(nn.Module):
-    """R(x) = diag exp(g(features)): noisy observations get less weight.
+class NoiseLevel(nn.Module):
+    """An observation's noise level: the variance s that its leading principal components leave over, as s, sqrt s and log s.
 
-    The features see an observation's noise level: the variance s that its leading principal components leave over, as s, sqrt s
-    and log s, and for short sensor vectors the values themselves; standardised on training data.
+    Standardised on training data by :meth:`fit_features`.
+
+    Args:
+        size: D, entries of an observation. raw: how many of these are features as well: all or none.
     """
 
     features_mean: Tensor
     features_std: Tensor
     components: Tensor
 
-    def __init__(self, size: int, latent_dim: int, hidden: int = 32) -> None:
+    def __init__(self, size: int, raw: int = 0) -> None:
         super().__init__()
-        self.raw = size if size <= 16 else 0
-        width = 3 + self.raw
-        last = nn.Linear(hidden, latent_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, -1.0)
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+        self.raw = raw
         self.register_buffer("components", torch.zeros(min(8, size // 2), size))
-        self.register_buffer("features_mean", torch.zeros(width))
-        self.register_buffer("features_std", torch.ones(width))
+        self.register_buffer("features_mean", torch.zeros(3 + raw))
+        self.register_buffer("features_std", torch.ones(3 + raw))
 
-    def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
-        features = (self.features(normalised.flatten(2), None if missing is None else missing.flatten(2)) - self.features_mean) / self.features_std
-        return _diagonal(self.head(features.clamp(-8.0, 8.0)))
+    def standardised(self, flat: Tensor, missing: Tensor | None = None) -> Tensor:
+        """The features in their standard deviations, kept within 8 of them, ``(..., 3 [+ D])``."""
+        return ((self.features(flat, missing) - self.features_mean) / self.features_std).clamp(-8.0, 8.0)
 
     def features(self, flat: Tensor, missing: Tensor | None = None) -> Tensor:
         """``(..., 3 [+ channels])`` of standardised values ``(..., D)``."""
@@ -91,6 +88,23 @@ class InputNoise(nn.Module):
         features = self.features(normalised, missing)
         self.features_mean.copy_(features.mean(0))
         self.features_std.copy_(features.std(0).clamp_min(1e-6))
+
+
+class InputNoise(NoiseLevel):
+    """R(x) = diag exp(g(features)): noisy observations get less weight.
+
+    The features are the observation's noise level, and for short sensor vectors the values themselves.
+    """
+
+    def __init__(self, size: int, latent_dim: int, hidden: int = 32) -> None:
+        super().__init__(size, raw=size if size <= 16 else 0)
+        last = nn.Linear(hidden, latent_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, -1.0)
+        self.head = nn.Sequential(nn.Linear(3 + self.raw, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+
+    def forward(self, normalised: Tensor, missing: Tensor | None = None) -> Tensor:
+        return _diagonal(self.head(self.standardised(normalised.flatten(2), None if missing is None else missing.flatten(2))))
 
 
 def _diagonal(log_var: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Convolutional", "Custom", "Mixing", "Perceptron", "default_network", "random_layer"]
+from ldm_filter.models.measurement_noise import NoiseLevel
+
+__all__ = ["Convolutional", "Custom", "Mixing", "NoisePerceptron", "Perceptron", "default_network", "random_layer"]
 
 
 class Perceptron(nn.Module):
@@ -41,6 +43,32 @@ class Perceptron(nn.Module):
         features = self.values(values.flatten(1))
         if missing is not None:
             features = features + self.missing(missing.flatten(1))
+        return self.last(self.hidden(features))
+
+
+class NoisePerceptron(Perceptron):
+    """A perceptron that is also shown how noisy an observation is (:class:`~ldm_filter.models.measurement_noise.NoiseLevel`).
+
+    Where the noise level depends on the state it tells of the state: in n entries of noise of variance v(h), as much as n v'(h)^2 / 2 v^2 of Fisher
+    information. A sum of squares over all entries is what a network of the values alone hardly finds.
+
+    Args:
+        event_shape, out_dim, hidden: as of :class:`Perceptron`.
+    """
+
+    def __init__(self, event_shape: Sequence[int], out_dim: int, hidden: Sequence[int] = (100, 100)) -> None:
+        super().__init__(event_shape, out_dim, hidden)
+        size = math.prod(event_shape)
+        self.level = NoiseLevel(size)
+        self.from_level = nn.Linear(3, hidden[0], bias=False)
+        bound = (size + 3) ** -0.5  # as if the values and the level were one input
+        nn.init.uniform_(self.from_level.weight, -bound, bound)
+
+    def forward(self, values: Tensor, missing: Tensor | None = None) -> Tensor:
+        flat, gone = values.flatten(1), None if missing is None else missing.flatten(1)
+        features = self.values(flat) + self.from_level(self.level.standardised(flat, gone))
+        if gone is not None:
+            features = features + self.missing(gone)
         return self.last(self.hidden(features))
 
 
@@ -139,7 +167,9 @@ class Custom(nn.Module):
 
 
 def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: int) -> nn.Module:
-    """The trunk by name, ``"mlp"``, ``"conv"``, ``"linear"`` (no network) or ``"auto"`` (convolutional for frames of 32 x 32 and more), or a module.
+    """The trunk by name, ``"mlp"``, ``"mlp-noise"``, ``"conv"``, ``"linear"`` (no network) or ``"auto"``, or a module.
+
+    ``"auto"`` is convolutional for frames of 32 x 32 and more, else a perceptron.
 
     Raises:
         ValueError: an unknown name.
@@ -150,11 +180,13 @@ def default_network(kind: str | nn.Module, event_shape: Sequence[int], out_dim: 
         kind = "conv" if len(event_shape) >= 2 and math.prod(event_shape[:2]) >= 1024 and min(event_shape[:2]) >= 8 else "mlp"
     if kind == "mlp":
         return Perceptron(event_shape, out_dim)
+    if kind == "mlp-noise":
+        return NoisePerceptron(event_shape, out_dim)
     if kind == "conv":
         return Convolutional(event_shape, out_dim)
     if kind == "linear":
         return Mixing(event_shape, out_dim)
-    raise ValueError(f'encoder is {kind!r}, expected "auto", "mlp", "conv", "linear" or an nn.Module')
+    raise ValueError(f'encoder is {kind!r}, expected "auto", "mlp", "mlp-noise", "conv", "linear" or an nn.Module')
 
 
 def _channels_first(frames: Tensor) -> Tensor:

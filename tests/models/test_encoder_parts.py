@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ldm_filter.models.encoders import ConstantNoise, Encoder, InputNoise, principal_components
-from ldm_filter.models.networks import Convolutional, Perceptron, default_network
+from ldm_filter.models.networks import Convolutional, NoisePerceptron, Perceptron, default_network
 from tests.models.problems import rng, seeded
 
 # Networks by name.
@@ -18,6 +18,7 @@ from tests.models.problems import rng, seeded
 def test_networks_by_name() -> None:
     assert isinstance(default_network("auto", (3,), 2), Perceptron)
     assert isinstance(default_network("auto", (24, 24), 2), Perceptron)
+    assert isinstance(default_network("mlp-noise", (24, 24), 2), NoisePerceptron)
     assert isinstance(default_network("auto", (32, 32), 2), Convolutional)
     assert isinstance(default_network("auto", (32, 48, 3), 2), Convolutional)
     assert isinstance(default_network("auto", (4, 1000), 2), Perceptron)  # too flat for the strides
@@ -150,6 +151,25 @@ def test_the_noise_features_tell_the_noise_level(size: int) -> None:
     torch.testing.assert_close(features.mean(0), torch.zeros(features.shape[1]).double(), rtol=0, atol=1e-6)
     correlation = torch.corrcoef(torch.stack([features[:, 2], level[:, 0].log()]))[0, 1]
     assert float(correlation) > (0.95 if size == 30 else 0.75)
+
+
+def test_a_noise_perceptron_sees_the_noise_level_whatever_else_it_sees() -> None:
+    """Deaf to the values themselves, it still tells apart noise of two strengths, and nothing but the strength."""
+    with seeded():
+        encoder = Encoder((30,), 2, "mlp-noise").double()
+    network = encoder.network
+    assert isinstance(network, NoisePerceptron)
+    values = torch.randn(2000, 1, generator=rng(1), dtype=torch.float64) + 0.5 * torch.randn(2000, 30, generator=rng(2), dtype=torch.float64)
+    encoder.fit_normalisation(values, torch.ones_like(values, dtype=torch.bool), values.mean(0), values.std(0))
+    with torch.no_grad():
+        network.values.weight.zero_()
+        network.last.weight.fill_(1.0)
+    noise = torch.randn(1, 30, generator=rng(3), dtype=torch.float64)
+    noise = noise - noise @ network.level.components.mT @ network.level.components
+    with torch.no_grad():
+        quiet, turned, loud = network(noise)[0], network(-noise)[0], network(2.0 * noise)[0]
+    torch.testing.assert_close(quiet, turned)
+    assert float((loud - quiet).abs().min()) > 1e-3
 
 
 # Change of volume.

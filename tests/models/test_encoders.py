@@ -189,6 +189,19 @@ class TestPerceptronOnFrames(EncoderContract):
     event = (10, 10)
 
 
+class TestNoisePerceptron(EncoderContract):
+    def network(self) -> str:
+        return "mlp-noise"
+
+
+class TestNoisePerceptronOnFrames(EncoderContract):
+    event = (10, 10)
+    noise = "input"
+
+    def network(self) -> str:
+        return "mlp-noise"
+
+
 class TestConvolutional(EncoderContract):
     event = (9, 12)
 
