@@ -100,11 +100,31 @@ def test_calibrating_targets_refuses_what_it_cannot_do(fitted: LDMFilter) -> Non
     data, targets = mixed(3, 40, 5)
     with pytest.raises(ValueError, match="covariance is 'wide'"):
         fitted.calibrate_targets(data, targets, "wide")
-    with pytest.raises(ValueError, match="1 channels, the model's read-out has 2"):
+    with pytest.raises(ValueError, match=r"1 channels .*, the model's read-out has 2"):
         fitted.calibrate_targets(data, targets[..., :1])
     plain = LDMFilter(state_dim=2).fit(data, epochs=1, progress=False)
     with pytest.raises(ValueError, match="no read-out of targets to calibrate"):
         plain.calibrate_targets(data, targets)
+
+
+def test_targets_are_matched_by_name() -> None:
+    """Those that a read-out is calibrated on, and those that choose its epoch."""
+    data, targets = mixed(2, 60, 6)
+    named = [pd.DataFrame(part, columns=["u", "v"]) for part in targets]
+    turned = [part[["v", "u"]] for part in named]
+    series = [pd.DataFrame(part) for part in data]
+    model = LDMFilter(state_dim=2).fit(series, targets=named, epochs=1, progress=False)
+    one, other = (copy.deepcopy(model).calibrate_targets(series, part) for part in (named, turned))
+    assert one.target_scale_ == other.target_scale_ and other.target_names_ == ["u", "v"]
+    strange = [part.rename(columns={"v": "w"}) for part in named]
+    with pytest.raises(ValueError, match=r"targets holds 2 channels \['u', 'w'\], the model's read-out has 2: \['u', 'v'\]; select or rename"):
+        model.calibrate_targets(series, strange)
+    with pytest.raises(ValueError, match=r"targets holds 2 channels \['u', 'w'\]"):
+        model.fit_readout(series, named, validation=(series, strange))
+    with pytest.raises(ValueError, match="validation_targets holds 2 channels"):
+        LDMFilter(state_dim=2).fit(series, targets=named, validation=series, validation_targets=strange, epochs=1, progress=False)
+    unnamed = copy.deepcopy(model).calibrate_targets(series, [part.to_numpy() for part in named])
+    assert unnamed.target_scale_ == one.target_scale_
 
 
 def test_frames_of_unequal_length_and_names() -> None:

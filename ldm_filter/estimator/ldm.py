@@ -221,7 +221,7 @@ class LDMFilter(Supervised, Classical):
         sequences = fit_context(model.dynamics, sequences, labels)
         if lazy is None:
             given = validation is not None and not isinstance(validation, float)
-            held_out = self._held_out(validation, validation_inputs, targets) if given else validation
+            held_out = self._held_out(validation, validation_inputs, targets, names) if given else validation
             plan = labelled_plan(fitting.make_plan(sequences, held_out, self.window, batch_size, epochs, self.seed))
         else:
             plan = fitting.plan_of(lazy.training, lazy.validation, batch_size, epochs, self.seed)
@@ -245,8 +245,8 @@ class LDMFilter(Supervised, Classical):
         self.readout_ = fit_observation_readout(model, plan, self.readout, self.seed)
         return plan
 
-    def _held_out(self, validation: Any, inputs: Any, targets: Targets) -> Sequences:
+    def _held_out(self, validation: Any, inputs: Any, targets: Targets, names: list[str]) -> Sequences:
         sequences = self._read(validation, inputs, name="validation")[0]
         if targets.values is not None and targets.validation is None:
             raise ValueError("validation is held-out data, but validation_targets is None; pass its targets, or a share of the data as validation")
-        return attach(sequences, targets.validation, "validation_targets")[0]
+        return attach(sequences, targets.validation, "validation_targets", names)[0]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ldm_filter.data.containers import default_names
 from ldm_filter.data.labels import parse
 from ldm_filter.data.windows import Windows
 from ldm_filter.estimator import fitting, settings
@@ -24,7 +25,18 @@ from ldm_filter.training import TrainingOptions
 from ldm_filter.training.warm_up import warm_up
 from ldm_filter.types import Gaussian, Sequences
 
-__all__ = ["NO_TARGETS", "Supervised", "Targets", "attach", "build_head", "default_weight", "labelled_plan", "parse_targets", "start_encoder"]
+__all__ = [
+    "NO_TARGETS",
+    "Supervised",
+    "Targets",
+    "attach",
+    "build_head",
+    "default_weight",
+    "labelled_plan",
+    "parse_targets",
+    "places",
+    "start_encoder",
+]
 
 MOST_STEPS = 60_000
 
@@ -105,7 +117,7 @@ class Supervised(Queries):
         if covariance == "state-dependent":
             known = (belief, values, observed)
             turn_covariance(fitted, *(known if fitted.kind == "linear" else split_off(*known)[1]))
-        self.target_scale_ = 1.0 if validation is None else rescale(fitted, *self._regression(*validation, None, None)[:3])
+        self.target_scale_ = 1.0 if validation is None else rescale(fitted, *self._regression(*validation, None, None, names)[:3])
         self.target_readout_ = fitted.to(self._model().encoder.center.device)
         self.target_names_ = names
         return self
@@ -133,9 +145,7 @@ class Supervised(Queries):
         self._model()
         if self.target_readout_ is None:
             raise ValueError("the model has no read-out of targets to calibrate; use fit(targets=...) or fit_readout(data, targets) first")
-        belief, values, observed, names = self._regression(data, targets, inputs, times)
-        if len(names) != len(self.target_names_):
-            raise ValueError(f"targets has {len(names)} channels, the model's read-out has {len(self.target_names_)}: {self.target_names_}")
+        belief, values, observed, _ = self._regression(data, targets, inputs, times, list(self.target_names_))
         readout = copy.deepcopy(self.target_readout_).cpu()
         self.target_scale_ = rescale(readout, belief, values, observed)
         if covariance == "state-dependent":
@@ -144,13 +154,31 @@ class Supervised(Queries):
         self.target_readout_ = readout.to(self._model().encoder.center.device)
         return self
 
-    def _regression(self, data: Any, targets: Any, inputs: Any, times: Any) -> tuple[Gaussian, Tensor, Tensor, list[str]]:
-        """Filtered states, targets with 0 where unknown, which are known, and their names."""
+    def _regression(
+        self, data: Any, targets: Any, inputs: Any, times: Any, expected: list[str] | None = None
+    ) -> tuple[Gaussian, Tensor, Tensor, list[str]]:
+        """Filtered states, targets (those ``expected``, in that order) with 0 where unknown, which are known, and their names."""
         run = self._run(data, inputs, times)
         wanted, names = parse_targets(targets, run.sequences)
+        if expected is not None:
+            wanted, names = wanted[..., places(names, expected)], expected
         belief = Gaussian(*(part.cpu() for part in self._model().with_inputs(run.result.filtered, run.sequences.context)))
         observed = ~torch.isnan(wanted)
         return belief, torch.where(observed, wanted, torch.zeros_like(wanted)), observed, names
+
+
+def places(names: list[str], expected: list[str], name: str = "targets") -> list[int]:
+    """Where each expected target is: by name, or by position where one side has no names.
+
+    Raises:
+        ValueError: other targets.
+    """
+    if set(names) == set(expected):
+        return [names.index(label) for label in expected]
+    unnamed = list(default_names(len(names)))
+    if len(names) == len(expected) and unnamed in (names, expected):
+        return list(range(len(names)))
+    raise ValueError(f"{name} holds {len(names)} channels {names}, the model's read-out has {len(expected)}: {expected}; select or rename them")
 
 
 def parse_targets(targets: Any, sequences: Sequences, name: str = "targets") -> tuple[Tensor, list[str]]:
@@ -167,15 +195,17 @@ def parse_targets(targets: Any, sequences: Sequences, name: str = "targets") -> 
     return torch.where(observed, values, torch.full_like(values, torch.nan)), list(labels.channels)
 
 
-def attach(sequences: Sequences, targets: Any, name: str = "targets") -> tuple[Sequences, list[str]]:
-    """The sequences with targets in their context, and their names; as they are where there are none.
+def attach(sequences: Sequences, targets: Any, name: str = "targets", expected: list[str] | None = None) -> tuple[Sequences, list[str]]:
+    """The sequences with targets in their context (those ``expected``, in that order), and their names; as they are where there are none.
 
     Raises:
-        ValueError: not one row for each step, or a target that is never known.
+        ValueError: not one row for each step, a target that is never known, or others than expected.
     """
     if targets is None:
         return sequences, []
     values, names = parse_targets(targets, sequences, name)
+    if expected is not None:
+        values, names = values[..., places(names, expected, name)], expected
     never = torch.isnan(values).flatten(0, 1).all(0)
     if bool(never.any()):
         raise ValueError(f"{name} {[label for label, empty in zip(names, never.tolist(), strict=True) if empty]} are never known; leave them out")
