@@ -101,7 +101,7 @@ def _learned(kind: str, data: Bench, clock: Clock) -> Answer:
     chosen, supervised = data.settings, kind == "polynomial"
     torch.manual_seed(data.seed)
     latents = 3 if supervised else chosen.latent_dim
-    own: dict[str, Any] = {"dynamics": "polynomial"} if supervised else {"dynamics": "locally-linear", "objective": kind}
+    own: dict[str, Any] = {"dynamics": "polynomial"} if supervised else {"objective": kind}
     model = LDMFilter(
         3 if supervised else chosen.state_dim,
         latents,

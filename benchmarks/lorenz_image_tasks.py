@@ -39,14 +39,14 @@ class Settings:
     learning_rate: float = 3e-3
     dynamics_rate: float = 10.0
     window: int = 50
-    state_dim: int = 16
-    latent_dim: int = 8
-    free_epochs: int = 10
+    state_dim: int = 64
+    latent_dim: int = 24
+    free_epochs: int = 20
     readout: int = 100
     series: int = 1000
     test: int = 50
     steps: int = 100
-    baseline: tuple[int, int] = (24, 12)
+    baseline: tuple[int, int] = (64, 24)
     particles: int = 1000
     first: int = 20_000
     device: str = "cpu"
@@ -64,8 +64,8 @@ def settings_of(task: str, budget: str) -> Settings:
     """
     chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
-        few = {"series": 24, "test": 3, "steps": 20, "window": 20, "readout": 16, "batch_size": 8, "warm_up": 1, "epochs": 1, "free_epochs": 1}
-        return replace(chosen, **few, baseline=(4, 4), particles=200, first=2000)  # type: ignore[arg-type]
+        few = {"series": 24, "test": 3, "steps": 20, "window": 20, "readout": 16, "batch_size": 8, "warm_up": 1, "epochs": 1}
+        return replace(chosen, **few, free_epochs=1, state_dim=8, latent_dim=4, baseline=(4, 4), particles=200, first=2000)  # type: ignore[arg-type]
     if budget == "full":
         return replace(chosen, series=4000, warm_up=40, epochs=60, free_epochs=60, device="auto")
     return chosen
