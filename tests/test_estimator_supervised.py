@@ -107,6 +107,14 @@ def test_calibrating_targets_refuses_what_it_cannot_do(fitted: LDMFilter) -> Non
         plain.calibrate_targets(data, targets)
 
 
+def test_a_target_that_is_hardly_known_is_refused(fitted: LDMFilter) -> None:
+    data, targets = mixed(1, 40, 5)
+    rare = targets.copy()
+    rare[:, 2:, 1] = np.nan
+    with pytest.raises(ValueError, match=r"targets \['1'\] are known at fewer than 3 steps"):
+        copy.deepcopy(fitted).fit_readout(data, rare)
+
+
 def test_targets_are_matched_by_name() -> None:
     """Those that a read-out is calibrated on, and those that choose its epoch."""
     data, targets = mixed(2, 60, 6)

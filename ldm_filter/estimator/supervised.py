@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 MOST_STEPS = 60_000
+FEWEST_STEPS = 3  # with a target, for a regression
 
 
 class Targets(NamedTuple):
@@ -107,12 +108,18 @@ class Supervised(Queries):
             self. ``target_scale_`` is the factor, 1 without validation.
 
         Raises:
-            ValueError: lengths of data and targets differ, an unknown kind or covariance, or a validation that is no such pair.
+            ValueError: lengths of data and targets differ, a target known at fewer than 3 steps, an unknown kind or covariance, or a validation
+                that is no such pair.
         """
         settings.check_choice("covariance", covariance, settings.READOUT_COVARIANCES)
         if validation is not None and (not isinstance(validation, tuple) or len(validation) != 2):
             raise ValueError(f"validation is a {type(validation).__name__}, expected a pair (data, targets)")
         belief, values, observed, names = self._regression(data, targets, inputs, times)
+        few = [label for label, count in zip(names, observed.flatten(0, 1).sum(0).tolist(), strict=True) if count < FEWEST_STEPS]
+        if few:
+            raise ValueError(
+                f"targets {few} are known at fewer than {FEWEST_STEPS} steps, which leaves nothing to regress on; give more, or leave them out"
+            )
         fitted = fit_readout(belief, values, observed, kind or self.readout)
         if covariance == "state-dependent":
             known = (belief, values, observed)
