@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +39,9 @@ def default_methods(task: str, condition: str = "") -> tuple[str, ...]:
     settings = VARIANTS.get((task, condition), SETTINGS[task])
     if (task, condition) in VARIANTS:
         return tuple(f"ldm-{objective}" for objective in settings.objectives)
+    wide = (f"ldm-{settings.objectives[0]}+wide", "untrained+wide", "pca-em-kf+wide") if settings.wide and not condition else ()
     ours = (*(f"ldm-{objective}" for objective in settings.objectives), "untrained")
-    kalman = BASELINES if settings.steps > 2 else BASELINES[:1]
+    kalman = (*(BASELINES if settings.steps > 2 else BASELINES[:1]), *wide)
     oracle = ("oracle",) if settings.particles or settings.steps == 2 else ()
     return (*ours, *kalman, *(SUPERVISED if settings.supervised else ()), *oracle)
 
@@ -49,7 +51,8 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
 
     Args:
         task: a key of ``SETTINGS``. condition: one of its ``CONDITIONS``.
-        method: ``oracle``, ``untrained``, one of ``BASELINES`` or ``SUPERVISED``, or ``ldm-<objective>`` with an objective of LDMFilter.
+        method: ``oracle``, ``untrained``, one of ``BASELINES`` or ``SUPERVISED``, or ``ldm-<objective>`` with an objective of LDMFilter; after
+            that ``+wide``: of the sizes ``settings.wide``.
         budget: ``smoke | cpu | full``.
         seed: of the system, the data and the method.
 
@@ -74,17 +77,28 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
 
 
 def _fit(method: str, data: Bench) -> Fitted:
+    method, _, variant = method.partition("+")
+    settings = _widened(data.settings, variant, data.task) if variant else data.settings
     if method == "untrained" or method.startswith("ldm-"):
-        return _fit_ldm(method, data)
+        return _fit_ldm(method, settings, data)
     if method == "pca-affine":
         return _fit_pca(data)
     if method == "pca-em-kf":
-        return _fit_pca_kalman(data)
+        return _fit_pca_kalman(settings, data)
     raise ValueError(f"method is {method!r}, expected oracle, untrained, {', '.join((*BASELINES, *SUPERVISED))} or ldm-<objective>")
 
 
-def _fit_ldm(method: str, data: Bench) -> Fitted:
-    settings, trained = data.settings, method != "untrained"
+def _widened(settings: Settings, variant: str, task: str) -> Settings:
+    """Those of ``<method>+wide``."""
+    if variant != "wide" or settings.wide is None:
+        raise ValueError(f"variant is {variant!r} of {task}, expected 'wide', of a task whose settings have it, or no plus")
+    states, latents = settings.wide
+    baseline = settings.wide_baseline or settings.baseline
+    return replace(settings, state_dim=states, latent_dim=latents, epochs=settings.wide_epochs, baseline=baseline)
+
+
+def _fit_ldm(method: str, settings: Settings, data: Bench) -> Fitted:
+    trained = method != "untrained"
     model = LDMFilter(
         settings.state_dim,
         settings.latent_dim,
@@ -136,8 +150,8 @@ def _embedding(model: LDMFilter) -> Callable[[torch.Tensor], torch.Tensor]:
     return embed
 
 
-def _fit_pca_kalman(data: Bench) -> Fitted:
-    model = PCAKalman(*data.settings.baseline).fit(data.train)
+def _fit_pca_kalman(settings: Settings, data: Bench) -> Fitted:
+    model = PCAKalman(*settings.baseline).fit(data.train)
     ssm = model.model_.ssm
 
     def encode(observations: NDArray) -> Encoding:

@@ -127,8 +127,9 @@ def test_whitening_brings_all_directions_to_one_scale_and_starts_at_zero() -> No
 def test_a_smoke_run_of_both_conditions_with_every_method(tmp_path: Path) -> None:
     assert quality.run_all(["linear-latent"], None, "smoke", 1, tmp_path) == 0
     rows = records.read(tmp_path)
-    methods = latent_methods.default_methods("linear-latent")
-    assert [(row["condition"], row["method"]) for row in rows] == [(condition, method) for condition in ("", "mild") for method in methods]
+    methods = {condition: latent_methods.default_methods("linear-latent", condition) for condition in ("", "mild")}
+    assert [(row["condition"], row["method"]) for row in rows] == [(condition, method) for condition in methods for method in methods[condition]]
+    assert set(methods[""]) - set(methods["mild"]) == {"ldm-log-det+wide", "untrained+wide", "pca-em-kf+wide"}
     mild = {row["method"]: row["metrics"] for row in rows if row["condition"] == "mild"}
     names = "affine_r2 affine_r2_back mse mcc procrustes eig_error dyn_r2 injectivity neighbours nis fit_seconds fit_cpu_seconds"
     assert set(mild["ldm-log-det"]) == set(names.split())
@@ -154,6 +155,7 @@ def test_every_task_has_one_family_and_unknown_ones_are_refused() -> None:
         (lambda: settings_of("sources", "cpu"), "task is 'sources'"),
         (lambda: settings_of("place-cells", "huge"), "budget is 'huge'"),
         (lambda: latent_methods.run("place-cells", "", "guess", "smoke", 0), "method is 'guess'"),
+        (lambda: latent_methods.run("place-cells", "", "untrained+wide", "smoke", 0), "variant is 'wide' of place-cells"),
     ],
 )
 def test_unknown_names_are_refused(call, message: str) -> None:
