@@ -60,6 +60,16 @@ struct Chunk {
     }
 };
 
+// Asks for numbers that will be wanted soon: `length` of each sequence, where their memory is too far apart for the processor to foresee.
+template <class T>
+LDM_INLINE void foresee(const T* data, Index length, Index stride, int count) {
+#if defined(__GNUC__) || defined(__clang__)
+    for (int l = 0; l < count; ++l) {
+        for (Index i = 0; i < length; i += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(data + l * stride + i);
+    }
+#endif
+}
+
 // R of the chunk's step s, or the one that all steps share.
 template <class V, class Scalar>
 LDM_INLINE void take_noise(Workspace<V>& x, const Chunk<V>& chunk, const Problem<Scalar>& q, Index s) {
@@ -119,6 +129,7 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
             const Index t = start + s;
             fetch_model(x, q, t, t == 0, who);
             take_noise(x, chunk, q, s);
+            if (q.R.time && q.R.batch && t + chunk.steps < T) foresee(q.R.data + who.first * q.R.batch + (t + chunk.steps) * q.R.time, m * m, q.R.batch, who.count);
             if (masked) fetch_mask(x.seen, q.mask, t, m, who);
             predict<known>(x, q, n, t, who);
             if (out.predicted_mean) write(row(out.predicted_mean, t, n), x.p, n, T * n, who.count);

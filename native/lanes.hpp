@@ -267,7 +267,11 @@ LDM_INLINE void write(Scalar* target, const V* LDM_RESTRICT x, Index length, Ind
         V square[width<V>];
         for (int l = 0; l < width<V>; ++l) square[l] = x[(i + l) * gap];
         flip(square);
-        for (int l = 0; l < count; ++l) store(target + l * stride + i, square[l]);
+        if (count == width<V>) {  // the usual case: no questions lane by lane
+            for (int l = 0; l < width<V>; ++l) store(target + l * stride + i, square[l]);
+        } else {
+            for (int l = 0; l < count; ++l) store(target + l * stride + i, square[l]);
+        }
     }
     for (; i < length; ++i) {
         for (int l = 0; l < count; ++l) target[l * stride + i] = static_cast<Scalar>(lane(x[i * gap], l));
@@ -291,12 +295,12 @@ LDM_INLINE void add(V* LDM_RESTRICT y, const V* LDM_RESTRICT x, Index size) {
 
 LDM_INLINE Index smaller(Index a, Index b) { return a < b ? a : b; }
 
-// Zeroed memory for numbers V, handed out piece by piece. (No std::vector here: code that other files would share is not safe, see above.)
+// Memory for numbers V, zeroed unless said otherwise, handed out piece by piece. (No std::vector here: code that other files would share is not safe, see above.)
 template <class V>
 class Room {
   public:
-    explicit Room(Index size) : data_(static_cast<V*>(::operator new((size + 1) * sizeof(V), std::align_val_t(64)))), next_(data_) {
-        fill(data_, size + 1);
+    explicit Room(Index size, bool zeroed = true) : data_(static_cast<V*>(::operator new((size + 1) * sizeof(V), std::align_val_t(64)))), next_(data_) {
+        if (zeroed) fill(data_, size + 1);
     }
     Room(const Room&) = delete;
     Room& operator=(const Room&) = delete;

@@ -135,24 +135,25 @@ template <class V>
 struct MeanRoom {
     Index steps;
     Room<V> room;
-    V *A, *C, *Kt, *W, *a, *c;                        // spread over the lanes
-    V *p, *e, *w, *v, *Kg, *g, *after;                // (size, kColumns)
+    V *A, *C, *Kt, *W, *c;                            // spread over the lanes
+    V *a, *p, *e, *w, *v, *Kg, *g, *after;                // (size, kColumns)
     V *z, *f, *density, *at, *at_predicted, *at_density;  // (steps, size, kColumns)
     V *sum_A, *sum_C, *sum_a, *sum_gv, *sum_vv, *sum_l;
 
     static Index length(Index n) { return n > 32 ? 1 : smaller(16, 1 + 128 / n); }
 
-    MeanRoom(Index n, Index m)
-        : steps(length(n)), room(2 * n * n + 4 * n * m + 2 * m * m + 2 * n + m + 1 + kColumns * (4 * n + 4 * m) + kColumns * steps * (3 * n + m + 2)) {
+    // The adjoint's sums start from zero.
+    MeanRoom(Index n, Index m, bool zeroed)
+        : steps(length(n)),
+          room(2 * n * n + 4 * n * m + 2 * m * m + n + m + 1 + kColumns * (4 * n + 4 * m) + kColumns * steps * (3 * n + m + 2), zeroed) {
         for (V** x : {&A, &sum_A}) *x = room.take(n * n);
         for (V** x : {&C, &Kt, &sum_C, &sum_gv}) *x = room.take(n * m);
         for (V** x : {&W, &sum_vv}) *x = room.take(m * m);
-        for (V** x : {&a, &sum_a}) *x = room.take(n);
-        for (V** x : {&p, &g, &after}) *x = room.take(n * kColumns);
+        for (V** x : {&a, &p, &g, &after}) *x = room.take(n * kColumns);
         for (V** x : {&e, &w, &v, &Kg}) *x = room.take(m * kColumns);
         for (V** x : {&f, &at, &at_predicted}) *x = room.take(n * kColumns * steps);
         for (V** x : {&density, &at_density}) *x = room.take(kColumns * steps);
-        z = room.take(m * kColumns * steps), c = room.take(m), sum_l = room.take(1);
+        z = room.take(m * kColumns * steps), c = room.take(m), sum_a = room.take(n), sum_l = room.take(1);
     }
 };
 
@@ -177,69 +178,90 @@ LDM_INLINE void write_columns(Scalar* data, const V* x, Index length, Index stri
 }
 
 template <class V, class Scalar>
-LDM_INLINE void fetch_means(MeanRoom<V>& x, const Problem<Scalar>& q, const Plan& plan, Index t, bool first_time) {
+LDM_INLINE void fetch_means(MeanRoom<V>& x, const Problem<Scalar>& q, const Plan& plan, Index t, bool first_time, const Span& who) {
     const Index n = q.n, m = q.m, at = smaller(t, plan.steps - 1);
     if (first_time || q.A.time) read(x.A, q.A.data + t * q.A.time, n * n, 0, 1);
     if (first_time || q.C.time) read(x.C, q.C.data + t * q.C.time, m * n, 0, 1);
+    if (first_time || q.a.time) read_columns(x.a, q.a.data + who.first * q.a.batch + t * q.a.time, n, q.a.batch, who.count);
     if (first_time || q.c.time) read(x.c, q.c.data + t * q.c.time, m, 0, 1);
     if (!first_time && t >= plan.steps) return;
     read(x.Kt, plan.gain + at * m * n, m * n, 0, 1);
     read(x.W, plan.whitening + at * m * m, m * m, 0, 1);
 }
 
-// p, e and w of step t from f, the filtered mean before it.
-template <bool known, class V, class Scalar>
-LDM_INLINE void innovate_means(MeanRoom<V>& x, const Problem<Scalar>& q, const V* f, const V* z, Index n, Index m, Index t, const Span& who) {
-    if (t == 0 && !q.from_belief) {
-        read_columns(x.p, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
+// p, e and w of step t from f, the filtered mean before it. `plain`: not the first step, and all channels are there.
+template <bool known, bool plain, class V, class Scalar>
+LDM_INLINE void innovate_means(MeanRoom<V>& x, const Problem<Scalar>& q, V* p, V* e, V* w, const V* f, const V* z, Index n, Index m, Index t, const Span& who) {
+    if (!plain && t == 0 && !q.from_belief) {
+        read_columns(p, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
     } else {
-        read_columns(x.p, q.a.data + who.first * q.a.batch + t * q.a.time, n, q.a.batch, who.count);
-        product<Sum::plus, Form::ab, false, known>(x.p, x.A, f, n, n, kColumns);
+        product_from<Sum::plus, Form::ab, false, known>(p, x.a, x.A, f, n, n, kColumns);
     }
     for (Index i = 0; i < m; ++i) {
-        const bool seen = !q.mask.data || q.mask.data[t * q.mask.time + i * q.mask.channel];
-        for (int c = 0; c < kColumns; ++c) x.e[i * kColumns + c] = z[i * kColumns + c] - x.c[i];
-        if (!seen) fill(x.e + i * kColumns, kColumns);
+        const bool seen = plain || !q.mask.data || q.mask.data[t * q.mask.time + i * q.mask.channel];
+        for (int c = 0; c < kColumns; ++c) e[i * kColumns + c] = z[i * kColumns + c] - x.c[i];
+        if (!seen) fill(e + i * kColumns, kColumns);
     }
-    product<Sum::minus, Form::ab, false, known>(x.e, x.C, x.p, m, n, kColumns);
-    if (q.mask.data) {
+    product<Sum::minus, Form::ab, false, known>(e, x.C, p, m, n, kColumns);
+    if (!plain && q.mask.data) {
         for (Index i = 0; i < m; ++i) {
-            if (!q.mask.data[t * q.mask.time + i * q.mask.channel]) fill(x.e + i * kColumns, kColumns);
+            if (!q.mask.data[t * q.mask.time + i * q.mask.channel]) fill(e + i * kColumns, kColumns);
         }
     }
-    product<Sum::set, Form::ab, false, known>(x.w, x.W, x.e, m, m, kColumns);
+    product<Sum::set, Form::ab, false, known>(w, x.W, e, m, m, kColumns);
+}
+
+// Room for a step's numbers: its own where the sizes are known, so that they stay in registers, else in memory.
+template <int size, class V>
+struct Numbers {
+    V own[size * kColumns];
+    V* in(V*) { return own; }
+};
+
+template <class V>
+struct Numbers<0, V> {
+    V* in(V* memory) { return memory; }
+};
+
+// Step t, the s-th of those in x, from f, the filtered mean before it, to f, that of t.
+template <int N, int M, bool plain, class V, class Scalar>
+LDM_INLINE void step_means(MeanRoom<V>& x, const Problem<Scalar>& q, const Plan& plan, Scalar* predicted_mean, V* f, Index n, Index m, Index t, Index s,
+                           const Span& who) {
+    constexpr bool known = N > 0;
+    Numbers<N, V> p_room;
+    Numbers<M, V> e_room, w_room;
+    V *p = p_room.in(x.p), *e = e_room.in(x.e), *w = w_room.in(x.w);
+    if (!plain) fetch_means(x, q, plan, t, t == 0, who);
+    innovate_means<known, plain>(x, q, p, e, w, f, x.z + s * m * kColumns, n, m, t, who);
+    if (predicted_mean) write_columns(predicted_mean + (who.first * q.time + t) * n, p, n, q.time * n, who.count);
+    product_from<Sum::plus, Form::atb, false, known>(f, p, x.Kt, e, n, m, kColumns);
+    copy(x.f + s * n * kColumns, f, n * kColumns);
+    const V constant = spread<V>(plan.constant[smaller(t, plan.steps - 1)]);
+    for (int c = 0; c < kColumns; ++c) {
+        V square{};
+        for (Index i = 0; i < m; ++i) square += w[i * kColumns + c] * w[i * kColumns + c];
+        x.density[s * kColumns + c] = constant - 0.5 * square;
+    }
 }
 
 template <int N, int M, class V, class Scalar>
 LDM_INLINE void means_forward(const Problem<Scalar>& q, const Plan& plan, const Moments<Scalar>& out, const Span& who) {
-    constexpr bool known = N > 0;
-    const Index n = known ? N : q.n, m = known ? M : q.m, T = q.time;
-    MeanRoom<V> x(n, m);
-    if (q.from_belief) read_columns(x.after, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
-    const V* before = x.after;
+    const Index n = N ? N : q.n, m = M ? M : q.m, T = q.time;
+    MeanRoom<V> x(n, m, false);
+    Numbers<N, V> f_room;
+    V* f = f_room.in(x.after);
+    if (q.from_belief) read_columns(f, q.h0.data + who.first * q.h0.batch, n, q.h0.batch, who.count);
+    // From here on nothing is read but measurements.
+    const Index plain = q.A.time || q.a.time || q.C.time || q.c.time || q.mask.data ? T : plan.steps;
     const auto row = [&](Scalar* data, Index t, Index size) { return data + (who.first * T + t) * size; };
     for (Index start = 0; start < T; start += x.steps) {
         const Index steps = smaller(x.steps, T - start);
         read_columns(x.z, q.z.data + (who.first * T + start) * m, steps * m, T * m, who.count);
-        for (Index s = 0; s < steps; ++s) {
-            const Index t = start + s;
-            fetch_means(x, q, plan, t, t == 0);
-            innovate_means<known>(x, q, before, x.z + s * m * kColumns, n, m, t, who);
-            if (out.predicted_mean) write_columns(row(out.predicted_mean, t, n), x.p, n, T * n, who.count);
-            V* f = x.f + s * n * kColumns;
-            copy(f, x.p, n * kColumns);
-            product<Sum::plus, Form::atb, false, known>(f, x.Kt, x.e, n, m, kColumns);
-            before = f;
-            for (int c = 0; c < kColumns; ++c) {
-                V square{};
-                for (Index i = 0; i < m; ++i) square += x.w[i * kColumns + c] * x.w[i * kColumns + c];
-                x.density[s * kColumns + c] = plan.constant[smaller(t, plan.steps - 1)] - 0.5 * square;
-            }
-        }
+        Index s = 0;
+        for (; s < steps && start + s < plain; ++s) step_means<N, M, false>(x, q, plan, out.predicted_mean, f, n, m, start + s, s, who);
+        for (; s < steps; ++s) step_means<N, M, true>(x, q, plan, out.predicted_mean, f, n, m, start + s, s, who);
         write_columns(row(out.mean, start, n), x.f, steps * n, T * n, who.count);
         write_columns(row(out.log_likelihood, start, 1), x.density, steps, T, who.count);
-        copy(x.after, before, n * kColumns);
-        before = x.after;
     }
 }
 
@@ -309,7 +331,7 @@ LDM_INLINE void means_backward(const Problem<Scalar>& q, const Plan& plan, const
                                const Span& who) {
     constexpr bool known = N > 0;
     const Index n = known ? N : q.n, m = known ? M : q.m, T = q.time;
-    MeanRoom<V> x(n, m);
+    MeanRoom<V> x(n, m, true);
     Room<V> room(kColumns * x.steps * m);
     V* z = room.take(kColumns * x.steps * m);
     const auto row = [&](Index t, Index size) { return (who.first * T + t) * size; };
@@ -328,8 +350,8 @@ LDM_INLINE void means_backward(const Problem<Scalar>& q, const Plan& plan, const
         for (Index s = steps - 1; s >= 0; --s) {
             const Index t = start + s;
             const V* before = x.f + s * n * kColumns;
-            fetch_means(x, q, plan, t, t == T - 1);
-            innovate_means<known>(x, q, before, x.z + s * m * kColumns, n, m, t, who);
+            fetch_means(x, q, plan, t, t == T - 1, who);
+            innovate_means<known, false>(x, q, x.p, x.e, x.w, before, x.z + s * m * kColumns, n, m, t, who);
             if (d.at.mean) add(x.g, x.at + s * n * kColumns, n * kColumns);
             if (d.at.predicted_mean) read_arriving_columns(x.at_predicted, d.at.predicted_mean + row(t, n), n, T * n, who.count);
             adjoin_means<known>(x, q, d, before, x.at_density + s * kColumns, z + s * m * kColumns, n, m, t, who);
