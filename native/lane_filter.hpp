@@ -61,11 +61,11 @@ struct Chunk {
 };
 
 // Asks for numbers that will be wanted soon: `length` of each sequence, where their memory is too far apart for the processor to foresee.
-template <class T>
+template <int write, class T>
 LDM_INLINE void foresee(const T* data, Index length, Index stride, int count) {
 #if defined(__GNUC__) || defined(__clang__)
     for (int l = 0; l < count; ++l) {
-        for (Index i = 0; i < length; i += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(data + l * stride + i);
+        for (Index i = 0; i < length; i += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(data + l * stride + i, write);
     }
 #endif
 }
@@ -129,7 +129,8 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
             const Index t = start + s;
             fetch_model(x, q, t, t == 0, who);
             take_noise(x, chunk, q, s);
-            if (q.R.time && q.R.batch && t + chunk.steps < T) foresee(q.R.data + who.first * q.R.batch + (t + chunk.steps) * q.R.time, m * m, q.R.batch, who.count);
+            if (q.R.time && q.R.batch && t + chunk.steps < T) foresee<0>(q.R.data + who.first * q.R.batch + (t + chunk.steps) * q.R.time, m * m, q.R.batch, who.count);
+            foresee<1>(row(out.cov, t, n * n), n * n, T * n * n, who.count);
             if (masked) fetch_mask(x.seen, q.mask, t, m, who);
             predict<known>(x, q, n, t, who);
             if (out.predicted_mean) write(row(out.predicted_mean, t, n), x.p, n, T * n, who.count);
