@@ -31,12 +31,12 @@ struct Rest {
     }
 };
 
-// A plan at rest: the covariances of the last step again and again.
-inline void repeat(Plan& plan, Index n, Index from, Index T) {
-    plan.steps = from;
+// The covariances of a plan at rest, again and again until step T: the share of one task among some.
+inline void repeat(const Plan& plan, Index n, Index T, Index task, Index tasks) {
+    const Index left = T - plan.steps, from = plan.steps + left * task / tasks, to = plan.steps + left * (task + 1) / tasks;
     for (double* x : {plan.cov, plan.predicted_cov}) {
         if (!x) continue;
-        for (Index t = from; t < T; ++t) std::memcpy(x + t * n * n, x + (from - 1) * n * n, n * n * sizeof(double));
+        for (Index t = from; t < to; ++t) std::memcpy(x + t * n * n, x + (plan.steps - 1) * n * n, n * n * sizeof(double));
     }
 }
 
@@ -73,7 +73,10 @@ void plan_forward(const Problem<Scalar>& q, Plan& plan, Failure& failure) {
     for (Index t = 0; t < T; ++t) {
         fetch_covariances(x, q, t, t == 0);
         predict_shared(x, q, t);
-        if (constant && t > 0 && rest.reached(x.predicted, x.square, n, t)) return repeat(plan, n, t, T);
+        if (constant && t > 0 && rest.reached(x.predicted, x.square, n, t)) {
+            plan.steps = t;
+            return;
+        }
         copy(x.square, x.predicted, n * n);  // free until the next step
         const double worst = factorise<false>(x, n, m, q.mask.data);
         if (!(worst > 0.0)) {

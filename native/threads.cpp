@@ -1,5 +1,6 @@
-// The threads that help: started once, kept for the next call, and awake for some microseconds after each, as a call is often shorter than
-// the start of a thread.
+// The threads that help: those of torch where its OpenMP library is found, as two sets of threads would take the cores from each other (those of
+// OpenMP stay awake for a while after every loop of torch). Else our own, started once, kept for the next call, and awake for some microseconds
+// after each, as a call is often shorter than the start of a thread.
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -9,6 +10,7 @@
 #include "problem.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
 #include <pthread.h>
 #define LDM_FORKS
 #endif
@@ -106,7 +108,7 @@ class Crew {
     std::atomic<long> calls_{0};
 };
 
-// Never destroyed, as its threads outlive the module; a process that was forked has none of them and starts with a new crew.
+// Never destroyed, as its threads outlive the module.
 std::atomic<Crew*> crew{nullptr};
 
 Crew& present() {
@@ -114,15 +116,27 @@ Crew& present() {
     Crew* now = crew.load();
     if (now) return *now;
     const std::lock_guard<std::mutex> held(lock);
-    if (!crew.load()) {
-        crew = new Crew;
-#if defined(LDM_FORKS)
-        static const int registered = pthread_atfork(nullptr, nullptr, [] { crew = nullptr; });
-        (void)registered;
-#endif
-    }
+    if (!crew.load()) crew = new Crew;
     return *crew.load();
 }
+
+// Runs a function on so many threads, the caller's among them.
+using Team = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+std::atomic<bool> forked{false};
+
+Team team() {
+#if defined(LDM_FORKS)
+    static const Team found = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return forked.load() ? nullptr : found;
+#else
+    return nullptr;
+#endif
+}
+
+#if defined(LDM_FORKS)
+// A process that was forked has none of the threads: it starts with a new crew, and OpenMP's would be waited for in vain.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { crew = nullptr, forked = true; });
+#endif
 
 }  // namespace
 
@@ -130,6 +144,8 @@ void parallel(Index tasks, int threads, void (*work)(void*, Index), void* contex
     Job job{work, context, tasks};
     const int helpers = static_cast<int>(threads < tasks ? threads : tasks) - 1;
     if (helpers < 1) return job.run();
+    // All of torch's threads even where there are fewer tasks: OpenMP dismisses those that a smaller team has no use for.
+    if (const Team run = team()) return run([](void* all) { static_cast<Job*>(all)->run(); }, &job, static_cast<unsigned>(threads), 0);
     present().help(job, helpers);
 }
 
