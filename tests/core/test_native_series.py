@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +56,28 @@ def test_threads_that_a_fork_left_behind_are_started_anew() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
         torch.set_num_threads(before)
+
+
+COUNT_THREADS = """
+import os
+import torch
+from tests.core.problems import constant_ssm, random_measurements
+from ldm_filter.core import filter_moments
+
+torch.set_num_threads(3)
+torch.ones(1_000_000).sum()
+before = len(os.listdir("/proc/self/task"))
+filter_moments(constant_ssm(4, 2), random_measurements(64, 50, 2, varying=True))
+filter_moments(constant_ssm(4, 2), random_measurements(64, 50, 2))
+print(before, len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no list of threads here")
+def test_threads_are_those_of_torch() -> None:
+    """Two sets of threads would take the cores from each other."""
+    answer = subprocess.run([sys.executable, "-c", COUNT_THREADS], capture_output=True, text=True, check=True).stdout.split()
+    assert 3 <= int(answer[0]) == int(answer[1])
 
 
 def model_of(n: int, m: int) -> tuple[Transition, np.ndarray, np.ndarray]:
