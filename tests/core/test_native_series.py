@@ -62,7 +62,7 @@ COUNT_THREADS = """
 import os
 import torch
 from tests.core.problems import constant_ssm, random_measurements
-from ldm_filter.core import filter_moments
+from ldm_filter.core.kalman import filter_moments
 
 torch.set_num_threads(3)
 torch.ones(1_000_000).sum()
