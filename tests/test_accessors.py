@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ldm_filter import LDMFilter
+from tests.optional import needs
 
 
 def waves(series: int = 1, steps: int = 80) -> np.ndarray:
@@ -60,7 +61,7 @@ def test_fit_and_plot():
 
 
 def test_chunks_of_series_are_lazy_and_right(model: LDMFilter):
-    dask = pytest.importorskip("dask")
+    dask = needs("dask")
     data = xr.DataArray(waves(5), {"series": list("abcde"), "channel": ["heat", "load"]}, ("series", "time", "channel"))
     eager = model.filter(data)
     with dask.config.set(scheduler="synchronous"):
@@ -75,7 +76,7 @@ def test_chunks_of_series_are_lazy_and_right(model: LDMFilter):
 
 @pytest.mark.parametrize("method", ["filter", "smooth", "forecast", "anomalies"])
 def test_only_the_chunks_that_are_asked_for_are_read(model: LDMFilter, method: str):
-    dask, array = pytest.importorskip("dask"), pytest.importorskip("dask.array")
+    dask, array = needs("dask"), needs("dask.array")
     values, asked = waves(6), list[int]()
 
     def read(block: np.ndarray, block_info: dict | None = None) -> np.ndarray:

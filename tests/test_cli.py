@@ -22,6 +22,7 @@ from ldm_filter.cli import MODEL_OPTIONS, main
 from ldm_filter.data.io import read, write
 from ldm_filter.data.tables import table
 from ldm_filter.estimator.settings import CHOICES
+from tests.optional import needs
 
 COMMANDS = ("fit", "filter", "smooth", "forecast")
 TINY = {"state_dim": 2, "readout": "linear", "window": 30}
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli")
     for suffix, make in CONTAINERS.items():
         if suffix == ".parquet":
-            pytest.importorskip("pyarrow")
+            needs("pyarrow")
         write(make(), path / f"data{suffix}")
     main(["fit", str(path / "data.csv"), "--out", str(path / "model.safetensors"), *FIT])
     return path

@@ -12,6 +12,7 @@ import torch
 
 from ldm_filter import LDMFilter
 from ldm_filter.models.graphs import inverse_factor
+from tests.optional import needs
 
 
 def waves(steps: int = 200, seed: int = 0) -> np.ndarray:
@@ -44,7 +45,7 @@ def torch_runner(path: Path):
 
 
 def onnx_runner(path: Path):
-    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = needs("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda given: session.run(None, given)
 
 
@@ -53,7 +54,7 @@ RUNNERS = {".pt2": torch_runner, ".onnx": onnx_runner}
 
 def export(model: LDMFilter, path: Path, part: str = "step"):
     if path.suffix == ".onnx":
-        pytest.importorskip("onnxscript")
+        needs("onnxscript")
     return RUNNERS[path.suffix](model.export(path, part))
 
 
@@ -111,8 +112,8 @@ def test_frames_and_sampled_continuous_dynamics(tmp_path: Path) -> None:
 
 
 def test_the_file_says_what_it_is_of(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
+    onnx = needs("onnx")
+    needs("onnxscript")
     frame = pd.DataFrame(waves(), columns=["a", "b", "c"], index=pd.date_range("2024", periods=200, freq="2s"))
     path = LDMFilter(state_dim=2, latent_dim=2).fit(frame, epochs=1, progress=False).export(tmp_path / "step.onnx")
     found = onnx.load(path)

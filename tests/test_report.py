@@ -15,8 +15,9 @@ from ldm_filter import LDMFilter
 from ldm_filter.cli import main
 from ldm_filter.estimator.diagnosis import duration
 from ldm_filter.report import write_report
+from tests.optional import needs
 
-pytest.importorskip("jinja2")
+needs("jinja2")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 

@@ -17,8 +17,9 @@ from ldm_filter.data.video import Frame, clips, extent, frame_step, frames_from,
 from ldm_filter.estimator import video as estimator_video
 from ldm_filter.estimator.video import filter_video, filtered_frames
 from ldm_filter.plots.overlay import draw_position, position_of, write_overlay
+from tests.optional import needs
 
-av = pytest.importorskip("av")
+av = needs("av")
 SIZE, RATE = 16, 25
 
 

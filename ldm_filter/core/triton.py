@@ -34,6 +34,7 @@ from ldm_filter.core.triton_launch import (
     of_means,
     own_layout,
     per_step,
+    suits,
     total,
 )
 from ldm_filter.types import Gaussian
@@ -44,9 +45,9 @@ LARGEST = 32  # states and latents: beyond, the tiles of a step exceed the regis
 
 
 def supports(problem: Problem) -> bool:
-    """Whether :func:`run` takes the problem: up to 32 states and 32 latents, float32 or float64, on a CUDA device (or interpreted)."""
+    """Whether :func:`run` takes the problem: up to 32 states and 32 latents, float32 or float64, on a device that fits (or interpreted)."""
     n, m = problem.A.shape[-1], problem.z.shape[-1]
-    right_place = problem.z.device.type == "cuda" or interpreted()
+    right_place = interpreted() or suits(problem.z.device, max(n, m))
     return available() and right_place and max(n, m) <= LARGEST and problem.z.dtype in (torch.float32, torch.float64)
 
 
@@ -77,7 +78,7 @@ def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
         n, m = problem.A.shape[-1], problem.z.shape[-1]
         raise RuntimeError(
             f"the Triton kernels got {n} states, {m} latents, {problem.z.dtype} on {problem.z.device}; expected at most {LARGEST} of each, "
-            "float32 or float64, on a CUDA device with Triton 3.6 or newer: use the torch loops instead"
+            "float32 or float64, on an NVIDIA device of compute capability 8.0 or more with Triton 3.6 or newer: use the torch loops instead"
         )
     A, a, Q, C, R, z, (h0, P0), seen = problem
     if not isinstance(seen, Tensor):

@@ -31,6 +31,7 @@ __all__ = [
     "of_means",
     "own_layout",
     "per_step",
+    "suits",
     "total",
 ]
 
@@ -43,6 +44,8 @@ _ROWS = 16  # sequences in a tile of means
 
 OLDEST = (3, 6)  # of Triton: the first that was seen to multiply float64
 _SMALL_TILES = (3, 9)  # of Triton: multiplies tiles of 8
+_OLDEST_DEVICE = (8, 0)  # compute capability: the first whose tensor cores multiply float64
+_SHARED_MEMORY = 128 << 10  # bytes that a program of more than 16 states and latents may take; data-centre devices have them, others 99 KiB
 
 Field = tuple[Tensor | None, int | None, int | None]
 
@@ -160,6 +163,15 @@ def installed() -> tuple[int, int] | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     return int(major), int(minor)
+
+
+@functools.cache
+def suits(device: torch.device, size: int) -> bool:
+    """Whether kernels of that many states and latents run on the device: an NVIDIA one of compute capability 8.0 or more, with room for them."""
+    if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < _OLDEST_DEVICE:
+        return False
+    room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)  # older versions of torch do not tell
+    return size <= 16 or room >= _SHARED_MEMORY
 
 
 def interpreted() -> bool:

@@ -31,7 +31,8 @@ def _place(field, b, shared, t, T, COUNT: tl.constexpr):
     if field[0] is None:
         out = shared
     elif field[1] is None:
-        out = field[0] + (shared * T + t if field[2] is not None else shared).to(tl.int64) * COUNT
+        row = shared.to(tl.int64)
+        out = field[0] + (row * T + t if field[2] is not None else row) * COUNT
     else:
         W: tl.constexpr = triton.next_power_of_2(COUNT)
         row = b.to(tl.int64) * T + t if field[2] is not None else b.to(tl.int64)

@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu_speed
-from benchmarks.speed_problems import Size
+from benchmarks.speed_problems import REGIMES, Size, problem
 from ldm_filter.core import triton
+from tests.optional import needs
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +29,7 @@ def test_bytes_counted_by_hand() -> None:
 
 
 def test_it_runs(tmp_path: Path) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed: pip install 'ldm-filter[gpu]'", exc_type=ImportError)
+    needs("triton")
     command = [sys.executable, "-m", "benchmarks.gpu_speed", "--device", "cpu", "--batch", "3", "--steps", "2", "--n", "2", "--m", "1"]
     command += ["--repeats", "1", "--json", str(tmp_path / "gpu.json")]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, capture_output=True, timeout=300)
@@ -53,3 +55,38 @@ def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         gpu_speed.main([])
     assert "no CUDA device here" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_is_named_and_what_was_measured_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def part(size, regime, device, repeats):
+        yield {
+            "batch": 1,
+            "steps": 2,
+            "n": 3,
+            "m": 4,
+            "regime": regime,
+            "pass": "forward",
+            "backend": "torch",
+            "seconds": 1.0,
+            "steps_per_second": 2.0,
+        }
+        raise RuntimeError("no room")
+
+    rows: list[dict[str, object]] = []
+    assert not gpu_speed.tried(partial(part, Size(1, 2, 3, 4), "constant", None, 1), rows, tmp_path / "gpu.json")
+    assert "Size(batch=1, steps=2, n=3, m=4) constant: FAILED, RuntimeError: no room" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text()) == rows and len(rows) == 1
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_check_sees_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+    given = problem(Size(3, 4, 2, 1), regime)
+    honest = gpu_speed.found
+
+    def wrong(given, device, name, dtype):
+        values, gradients = honest(given, device, "torch", dtype)
+        return values, gradients if name == "torch" else [*gradients[:-1], 1.01 * gradients[-1]]
+
+    monkeypatch.setattr(gpu_speed, "found", wrong)
+    with pytest.raises(AssertionError, match=r"gradients 4 in torch\.float32 differ by 1\.0e-02"):
+        gpu_speed.check(given, torch.device("cpu"))

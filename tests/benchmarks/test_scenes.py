@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from benchmarks import quality, records, scene_methods, scene_tasks
 from benchmarks.scene_tasks import Bench, Estimate, evaluate, judge, settings_of
 from datasets import moving_digits
+from tests.optional import needs
 
 
 def test_an_affine_image_of_the_truth_gets_full_marks() -> None:
@@ -49,7 +50,7 @@ def test_gaps_are_as_many_and_as_long_as_asked_for() -> None:
 @pytest.mark.parametrize("task", ["bouncing-ball", "gym-cartpole"])
 def test_a_smoke_run_of_every_method(task: str, tmp_path: Path) -> None:
     if task.startswith("gym"):
-        pytest.importorskip("gymnasium")
+        needs("gymnasium")
     assert quality.run_all([task], None, "smoke", 1, tmp_path) == 0
     rows = records.read(tmp_path)
     assert [row["method"] for row in rows] == list(scene_methods.default_methods(task))
@@ -78,14 +79,14 @@ def test_training_read_out_and_test_show_digits_of_other_people() -> None:
 
 @pytest.mark.slow
 def test_a_pendulum_seen_by_nobody_before_is_known_with_its_rate() -> None:
-    pytest.importorskip("gymnasium")
+    needs("gymnasium")
     figures = scene_methods.run("gym-pendulum", "", "ldm-ekf", "cpu", 0).metrics
     assert min(figures[f"r2_{name}"] for name in ("cos", "sin")) > 0.95 and figures["r2_angular_velocity"] > 0.9
 
 
 @pytest.mark.slow
 def test_the_angle_of_a_pole_on_a_moving_cart_is_known_with_its_rate() -> None:
-    pytest.importorskip("gymnasium")
+    needs("gymnasium")
     figures = scene_methods.run("gym-cartpole", "", "ldm-linear", "cpu", 0).metrics
     assert min(figures[f"r2_{name}"] for name in ("position", "angle")) > 0.95
     assert min(figures[f"r2_{name}"] for name in ("velocity", "angular_velocity")) > 0.9

@@ -76,7 +76,7 @@ def test_the_floor_is_counted_as_by_hand() -> None:
 @pytest.mark.parametrize("entrant", [*TORCH, *JAX, *LIBRARIES], ids=lambda entrant: entrant.name)
 def test_every_competitor_agrees_with_the_reference(entrant: Entrant) -> None:
     if entrant not in entrants():
-        pytest.skip(f"{entrant.package} is not installed")
+        pytest.skip(f"{entrant.package} is not installed: pip install 'ldm-filter[peers]'")
     if entrant in JAX:
         pytest.skip("compiles for too long; every run of the benchmark checks it")
     for regime in entrant.regimes:

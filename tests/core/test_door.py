@@ -12,7 +12,7 @@ from ldm_filter.core.kalman import filter_moments
 from ldm_filter.core.kernels import Arguments, filter_batch, run_links
 from ldm_filter.types import Gaussian, StateSpace
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed: a C++ compiler and make install")
 SIZES = (5, 7, 3, 2)  # sequences, steps, states, channels
 
 

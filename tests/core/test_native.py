@@ -16,7 +16,7 @@ from ldm_filter.core.linalg import NotPositiveDefiniteError
 from ldm_filter.types import Gaussian, StateSpace
 from tests.core.problems import constant_ssm, normal, observed_of, random_measurements, rng, varying_ssm
 
-pytestmark = pytest.mark.skipif(not native._load(), reason="the compiled kernels are not installed")
+pytestmark = pytest.mark.skipif(not native._load(), reason="the compiled kernels are not installed: a C++ compiler and make install")
 
 # (batch, time, n, m): odd, n > m, n = m, n < m, one step, one sequence, beyond one block of lanes, too large for lanes
 SIZES = [(1, 1, 1, 1), (1, 12, 3, 2), (2, 7, 1, 3), (5, 6, 4, 4), (3, 1, 2, 2), (9, 8, 5, 3), (6, 4, 9, 2), (2, 3, 26, 3)]

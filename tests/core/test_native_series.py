@@ -18,7 +18,7 @@ from ldm_filter.core.step import Belief, StepFilter, Transition, correct, predic
 from tests.core.problems import constant_ssm, normal, random_cov, random_measurements
 from tests.core.test_native import moments, parts, sequence
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed: a C++ compiler and make install")
 
 
 @pytest.mark.parametrize("offsets", ["constant", "inputs"])

@@ -12,7 +12,7 @@ from ldm_filter.core.kernels import Arguments
 from ldm_filter.types import Gaussian, StateSpace
 from tests.core.problems import constant_ssm, random_measurements
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed: a C++ compiler and make install")
 
 
 def leaves_of(varying: bool, grad: bool = True) -> list[Tensor]:

@@ -134,7 +134,7 @@ def test_a_generator_gives_the_same_paths_again() -> None:
     assert not torch.equal(sample_paths(ssm, T, rng(1), 3), sample_paths(ssm, T, rng(2), 3))
 
 
-@pytest.mark.skipif(not native._load(), reason="the compiled kernels are not installed")
+@pytest.mark.skipif(not native._load(), reason="the compiled kernels are not installed: a C++ compiler and make install")
 @pytest.mark.parametrize("varying", [False, True])
 @pytest.mark.parametrize("size", [(1, 1, 2, 1), (1, 9, 3, 2), (11, 7, 4, 2), (9, 5, 6, 3)])
 def test_compiled_recursions_are_the_loops(size: tuple[int, int, int, int], varying: bool) -> None:

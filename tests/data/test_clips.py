@@ -13,9 +13,10 @@ from ldm_filter.data import Clips, Windows, parse, read
 from ldm_filter.data.clips import ClipWindows
 from ldm_filter.data.video import clips, read_video
 from ldm_filter.estimator.clips import drawn
+from tests.optional import needs
 from tests.test_video import SIZE, dot, write
 
-pytest.importorskip("av")
+needs("av")
 LARGE = 1 << 24
 
 

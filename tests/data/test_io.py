@@ -14,6 +14,7 @@ from ldm_filter.data import io, parse
 from ldm_filter.data.forecasts import forecast_output
 from ldm_filter.data.io import read, write
 from ldm_filter.data.results import to_dataset
+from tests.optional import needs
 
 CHANGE = pd.date_range("2024-10-26 22:00", periods=6, freq="h", tz="Europe/Berlin", name="when")
 
@@ -97,8 +98,8 @@ def result() -> xr.Dataset:
 @pytest.mark.parametrize("hdf5", [True, False])
 def test_netcdf_round_trip(tmp_path: Path, monkeypatch, hdf5):
     if hdf5:
-        pytest.importorskip("h5netcdf")
-        pytest.importorskip("h5py")
+        needs("h5netcdf")
+        needs("h5py")
     else:
         monkeypatch.setattr(io, "_has_hdf5", lambda: False)
     write(result(), tmp_path / "result.nc")

@@ -15,6 +15,7 @@ from scipy.stats import norm
 from ldm_filter.data import parse
 from ldm_filter.data.forecasts import forecast_output
 from ldm_filter.data.results import estimate_output, file_attrs, to_dataset
+from tests.optional import needs
 
 DAYS = pd.date_range("2024-03-29", periods=5, freq="D", tz="Europe/Berlin", name="when")
 
@@ -98,7 +99,7 @@ def test_wrong_shapes_are_named():
 @pytest.mark.parametrize("kind", ["frame", "array", "series of strings", "milliseconds", "durations", "floats"])
 def test_netcdf_round_trip(tmp_path: Path, engine, unit, kind):
     if engine == "h5netcdf":
-        pytest.importorskip("h5py")
+        needs("h5py")
     array = np.ones((2, 5, 2))
     data = {
         "frame": frame().set_index(DAYS.as_unit(unit)),

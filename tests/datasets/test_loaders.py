@@ -16,7 +16,7 @@ from datasets.packages import require
 
 
 def needs(package):
-    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} (extra: benchmarks) is not installed")
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed: pip install 'ldm-filter[benchmarks]'")
 
 
 @needs("seglearn")

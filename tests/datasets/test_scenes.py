@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from datasets import bouncing_ball, gym_scenes, moving_digits
+from tests.optional import needs
 
 
 def test_balls_stay_in_the_box_and_keep_their_speed() -> None:
@@ -54,7 +55,7 @@ def test_digits_move_at_their_velocity_and_splits_share_none() -> None:
 
 
 def test_the_pendulum_is_gymnasiums_own() -> None:
-    pytest.importorskip("gymnasium")
+    needs("gymnasium")
     found = gym_scenes.pendulum(3, 8, np.random.default_rng(0))
     assert found.frames.shape == (3, 8, 24, 24) and found.states.shape == (3, 8, 3) and found.actions.shape == (3, 8, 1)
     cos, sin, rate = np.moveaxis(found.states.astype(float), -1, 0)
@@ -67,7 +68,7 @@ def test_the_pendulum_is_gymnasiums_own() -> None:
 
 
 def test_carts_stay_up_and_are_drawn_where_they_are() -> None:
-    pytest.importorskip("gymnasium")
+    needs("gymnasium")
     found = gym_scenes.cartpole(3, 12, np.random.default_rng(0))
     assert found.frames.shape == (3, 12, 9, 30) and set(np.unique(found.actions[:, 1:])) <= {-1.0, 1.0}
     position, angle = np.moveaxis(found.states[..., :2].astype(float), -1, 0)
