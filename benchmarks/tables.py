@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks import framework_methods, records
+from benchmarks import calibration_plot, framework_methods, records
 from benchmarks.ablations import ABLATIONS, sentence
+from benchmarks.budgets import budget_table
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
 from benchmarks.families import PUBLISHED, TASKS, current_code
@@ -25,6 +26,7 @@ Code = Callable[[str, str], str]  # (task, condition) -> fingerprint of the code
 FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
 ABLATED = ("<!-- ablations:begin -->", "<!-- ablations:end -->")
 FRAMEWORK = ("<!-- framework:begin -->", "<!-- framework:end -->")
+BUDGETS = ("<!-- budgets:begin -->", "<!-- budgets:end -->")
 SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
 NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
 # (name in the results, heading, format)
@@ -180,6 +182,7 @@ def update(root: Path = records.ROOT) -> list[Path]:
         (root / "benchmarks" / "README.md", FULL, full_tables),
         (root / "benchmarks" / "README.md", ABLATED, ablation_tables),
         (root / "benchmarks" / "README.md", FRAMEWORK, framework_tables),
+        (root / "benchmarks" / "README.md", BUDGETS, budget_table),
         (root / "README.md", SUMMARY, summary_table),
     )
     for path, markers, render in jobs:
@@ -260,5 +263,6 @@ def _footer(rows: Sequence[Row], code: Code) -> str:
 
 
 if __name__ == "__main__":
+    calibration_plot.draw(records.read(records.RESULTS), records.ROOT / "benchmarks" / "calibration.png")
     for path in update():
         print(f"{path.relative_to(records.ROOT)} rewritten")

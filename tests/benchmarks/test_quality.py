@@ -270,6 +270,7 @@ def test_the_time_of_a_fit_is_cpu_time_where_that_is_known_and_one_thread_ran() 
     [
         ("benchmarks/README.md", tables.FULL, tables.full_tables),
         ("benchmarks/README.md", tables.ABLATED, tables.ablation_tables),
+        ("benchmarks/README.md", tables.BUDGETS, tables.budget_table),
         ("README.md", tables.SUMMARY, tables.summary_table),
     ],
 )
