@@ -5,6 +5,7 @@ Only jsonargparse is imported to start with; torch, pandas and xarray come with 
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ Every command has a --help with an example, and takes options from a YAML file w
 
 # Arguments of LDMFilter: name, type, default, help. A test holds names, defaults and choices against the class.
 MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
-    ("state_dim", int, 4, "size of the latent state; a motion that holds k frequencies needs 2 k"),
+    ("state_dim", int | Literal["auto"], 4, "size of the latent state; a motion that holds k frequencies needs 2 k; auto: by held-out likelihood"),
     ("latent_dim", int | None, None, "size of the encoder's output; null: that of the state, at most the number of channels"),
     ("encoder", str, "auto", "auto, mlp, mlp-noise (is also shown the noise level), conv (for frames) or linear"),
     ("dynamics", str, "linear", "linear, continuous (irregular times), locally-linear, ekf, ukf, polynomial; recurrent: one-step predictions alone"),
@@ -40,7 +41,7 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "objective",
         str,
         "auto",
-        "entropy estimator: auto, log-det, conditional-log-det, scale-mixture, knn, kde, jacobian, stop-gradient; "
+        "entropy estimator: auto, log-det, conditional-log-det, scale-mixture, knn, kde, annealed-knn, annealed-kde, jacobian, stop-gradient; "
         "or a method: kalman, ica, temporal-ica, vicreg, vicreg-hinge, simclr, cpc, byol, simsiam, jepa",
     ),
     (
@@ -74,15 +75,33 @@ MODEL_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
 )
 
 
+COMMANDS = ("fit", "filter", "smooth", "forecast", "compare", "report", "stream")
+
+
+def _typed(name: str) -> str:
+    return "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+
+
+def _plain(message: str) -> str:
+    """A parser's error in the words of its user: options as they are typed, and what one may be."""
+    line = " ".join(message.split())
+    refused = re.match(r'Parser key "(\w+)": .*(?:Given|Got) value: (.*)', line)
+    if refused:
+        kinds = [kind or literal for kind, literal in re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", line)]
+        if kinds:
+            return f"{_typed(refused[1])} is {refused[2]}, expected {' or '.join(kinds).replace('NoneType', 'null')}"
+    return re.sub(rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)", lambda found: _typed(found[1]), line)
+
+
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Types and defaults of the options, and examples with their line breaks."""
 
 
 class _Parser(ArgumentParser):
-    """Errors in one line."""
+    """Errors in one line, with options as they are typed."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _fail(f"{message} (see {self.prog.split(' [')[0]} --help)")
+        _fail(f"{_plain(message)} (see {self.prog.split(' [')[0]} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -318,3 +318,38 @@ def test_targets_from_a_file(folder: Path, tmp_path: Path) -> None:
     further = ["--targets", str(tmp_path / "targets.csv"), "--supervision", "0.5", "--warm-up", "1"]
     main(["fit", str(folder / "data.csv"), "--out", str(model), *FIT, *further])
     assert LDMFilter.load(model).filter(frame()).target.values.tolist() == ["mean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("fit", "the following arguments are required: DATA, --out (see ldm-filter --help)"),
+        ("forecast data.csv --model model.safetensors", "the following arguments are required: --horizon"),
+        ("fit data.csv --out model.safetensors --state-dim two", "--state-dim is two, expected int or 'auto' (see"),
+        ("fit data.csv --out model.safetensors --patience soon", "--patience is soon, expected int or 'auto' or null (see"),
+        ("fit data.csv --out model.safetensors --seed one", "--seed is one, expected int (see"),
+    ],
+)
+def test_errors_name_options_as_they_are_typed(capsys: pytest.CaptureFixture[str], words: str, told: str) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert told in capsys.readouterr().err
+
+
+def test_the_size_of_the_state_may_be_left_open(tmp_path: Path, folder: Path) -> None:
+    main(
+        [
+            "fit",
+            str(folder / "data.csv"),
+            "--out",
+            str(tmp_path / "m.safetensors"),
+            "--state-dim",
+            "auto",
+            "--epochs",
+            "1",
+            "--quiet",
+            "--readout",
+            "linear",
+        ]
+    )
+    assert isinstance(LDMFilter.load(tmp_path / "m.safetensors").state_dim, int)
