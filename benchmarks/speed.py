@@ -1,6 +1,7 @@
 """How fast ldm-filter is beside everyone else, in one run on one machine; brings the tables and the plot up to date.
 
     python -m benchmarks.speed                # everything, some minutes; needs the machine to itself
+    python -m benchmarks.speed --parts online # some parts anew; the others stay as they were, and the tables say of which run they are
     python -m benchmarks.speed --smoke        # does all of it run? seconds, claims nothing
 
 The competitors come with ``pip install ldm-filter[peers]``; those that are missing are named. Every part runs in a process of its own, on one
@@ -62,9 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed += [] if complete else [" ".join(part)]
         print(f"    {time.perf_counter() - started:.0f} s" + ("" if complete else ", FAILED"), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "speed.json", _header(options.budget, failed), rows)
+    kept, others = _others(speed_tables.read(folder), options.parts)
+    _write(folder / "speed.json", _header(options.budget, failed) | {"kept": kept}, [*others, *rows])
     speed_tables.update(folder)
     return 1 if failed else 0
+
+
+def _others(before: dict[str, Any], anew: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of the last result, what is not run anew: which parts by which code, and their rows."""
+    rows = [row for row in before["rows"] if row["part"] not in anew]
+    there, runs = {row["part"] for row in rows}, list(before.get("kept", ()))
+    older = {part for run in runs for part in run["parts"]}
+    if rows:
+        runs.append({"commit": before["commit"], "time": before["time"], "parts": [part for part in PARTS if part not in older]})
+    runs = [run | {"parts": [part for part in run["parts"] if part in there]} for run in runs]
+    return [run for run in runs if run["parts"]], rows
 
 
 def _parts(budget: str, wanted: Sequence[str]) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from benchmarks import speed_machine
+from benchmarks import speed_machine, speed_steps
 from benchmarks.speed_jax import JAX
 from benchmarks.speed_problems import REGIMES, WORKLOADS, Problem, Size, problem
 from benchmarks.speed_race import ENTRANTS, Limits, Row, absent, entrants, race, timed
@@ -34,6 +34,7 @@ class Budget(NamedTuple):
         online: steps of the online filter, and the seconds after which it stops.
         jax: whether filters that are compiled for every size take part.
         training: seeds of the fits, and the budget of their task.
+        step_sizes: of the single steps. smoother_workloads: names out of ``workloads``.
     """
 
     workloads: dict[str, Size]
@@ -46,6 +47,8 @@ class Budget(NamedTuple):
     online: tuple[int, float]
     jax: bool
     training: tuple[int, str]
+    step_sizes: tuple[Size, ...]
+    smoother_workloads: tuple[str, ...]
 
 
 T = TypeVar("T")
@@ -62,6 +65,8 @@ BUDGETS = {
         online=(1_000_000, 15.0),
         jax=True,
         training=(3, "cpu"),
+        step_sizes=(Size(64, 1, 4, 2), Size(256, 1, 8, 4), Size(1024, 1, 8, 4), Size(256, 1, 16, 8)),
+        smoother_workloads=("W1", "W2"),
     ),
     "smoke": Budget(
         workloads={"W1": Size(4, 10, 4, 2), "W3": Size(1, 30, 4, 2)},
@@ -74,6 +79,8 @@ BUDGETS = {
         online=(100, 1.0),
         jax=False,
         training=(1, "smoke"),
+        step_sizes=(Size(3, 1, 4, 2),),
+        smoother_workloads=("W1",),
     ),
 }
 
@@ -200,6 +207,21 @@ def training(budget: Budget) -> Iterator[Row]:
     yield from until_good(*budget.training)
 
 
+def state_steps(budget: Budget) -> Iterator[Row]:
+    """Single steps whose transition depends on the state."""
+    yield from speed_steps.state_steps({f"{size.batch} x n {size.n}, m {size.m}": size for size in budget.step_sizes}, budget.limits)
+
+
+def smoothers(budget: Budget) -> Iterator[Row]:
+    """Filter and smoother."""
+    yield from speed_steps.smoothers({name: budget.workloads[name] for name in budget.smoother_workloads}, budget.limits)
+
+
+def profile(budget: Budget) -> Iterator[Row]:
+    """Where a training step spends its time."""
+    yield from speed_steps.profile(budget.training[1])
+
+
 def _online_step(data: Problem) -> Callable[[int], None]:
     """The step that a stream takes; the belief is carried on."""
     filter_ = StepFilter(Transition(data.A.numpy(), np.zeros(data.size.n), data.Q.numpy()), data.C.numpy(), np.zeros(data.size.m))
@@ -220,6 +242,9 @@ PARTS: dict[str, Callable[..., Iterator[Row]]] = {
     "threads": threads,
     "online": online,
     "training": training,
+    "state steps": state_steps,
+    "smoothers": smoothers,
+    "profile": profile,
     "memory": memory,
     "curves": curves,
 }

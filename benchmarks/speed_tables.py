@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import records, speed_plot
+from benchmarks import records, speed_plot, speed_steps
 from benchmarks.markdown import replace_between, table
 from benchmarks.speed_jax import JAX
 from benchmarks.speed_problems import REGIMES, WORKLOADS, floor
@@ -199,7 +199,7 @@ def _floors(result: dict[str, Any]) -> str:
 
 
 def _others(result: dict[str, Any]) -> str:
-    lines = [*_threads(result), *_memory(result), *_online(result), *_training(result)]
+    lines = [*_threads(result), *_memory(result), *_online(result), *speed_steps.lines(result["rows"]), *_training(result)]
     return table(["", "measured", "goal", ""], lines)
 
 
@@ -268,6 +268,7 @@ def _footer(result: dict[str, Any]) -> str:
         "\\* timed on a part of the sequences or steps, scaled by steps per second.",
         f"Not installed, so not measured: {', '.join(missing)} (`pip install ldm-filter[peers]`)." if missing else "",
         f"Parts that failed: {', '.join(result['failed'])}." if result["failed"] else "",
+        *(f"Of an earlier run, code {run['commit']}, {run['time']}: {', '.join(run['parts'])}." for run in result.get("kept", ())),
         f"{result['device']}; {versions}; code {result['commit']}, {result['time']}.",
     ]
     return "\n".join(line for line in lines if line)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import markdown, records, speed, speed_machine, speed_plot, speed_tables
+from benchmarks import markdown, records, speed, speed_machine, speed_plot, speed_steps, speed_tables
 from benchmarks.speed_jax import JAX
 from benchmarks.speed_libraries import LIBRARIES, Entrant, Result, Run
 from benchmarks.speed_parts import BUDGETS, memory_cases
@@ -145,7 +145,7 @@ def test_a_smoke_run_writes_a_whole_result(tmp_path: Path, capsys: pytest.Captur
     result = json.loads((tmp_path / "speed.json").read_text())
     assert result["failed"] == [] and result["budget"] == "smoke"
     parts = {row["part"] for row in result["rows"]}
-    assert parts == {"machine", "races", "curves", "threads", "online", "training", "memory"}
+    assert parts == {"machine", "races", "curves", "threads", "online", "training", "state steps", "smoothers", "profile", "memory"}
     assert not [row for row in result["rows"] if "failure" in row]
     assert (tmp_path / "speed.png").stat().st_size > 1000
     (series,) = (row for row in result["rows"] if row["part"] == "memory")
@@ -153,6 +153,25 @@ def test_a_smoke_run_writes_a_whole_result(tmp_path: Path, capsys: pytest.Captur
     text = speed_tables.render(result)
     assert speed_tables.headline(result).count("\n") == 1 + 2 * len(WORKLOADS) and "series x steps" in speed_tables.headline(result)
     assert "| **ldm-filter** |" in text and "W2, against plain torch loop | not measured | ≥ 50 |" in text
+    stages = [row["share"] for row in result["rows"] if row["part"] == "profile"]
+    assert sum(stages) == pytest.approx(1.0) and min(stages) > 0.0 and "where its time goes | encoder" in text
+    assert "one step of a batch whose A differs by sequence, with gradients, 3 x n 4, m 2: against torch" in text
+
+
+def test_some_parts_anew_leave_the_others_and_say_of_which_run_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.speed_tables, "update", lambda folder: None)
+    for number, parts in enumerate((["machine", "online", "threads"], ["online"], ["threads"])):
+        monkeypatch.setattr(speed, "_run_part", lambda part, budget, seconds, number=number: ([{"part": part[0], "at": number}], True))
+        assert speed.main(["--smoke", "--parts", *parts, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert {row["part"]: row["at"] for row in result["rows"]} == {"machine": 0, "online": 1, "threads": 2}
+    assert [run["parts"] for run in result["kept"]] == [["machine"], ["online"]] and result["kept"][0]["commit"] == result["commit"]
+
+
+def test_a_compiled_step_that_is_wrong_is_not_timed() -> None:
+    calls = iter((1.0, 2.0))
+    with pytest.raises(ValueError, match=r"differ by 5\.0e-01 of the largest"):
+        speed_steps._beside_torch(lambda: [torch.tensor([next(calls)])], BUDGETS["smoke"].limits)
 
 
 def test_a_part_that_breaks_costs_no_other_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
