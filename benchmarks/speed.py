@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         return _work(options.work, options.budget, options.into)
     folder = options.out or (records.SMOKE_RESULTS if options.budget == "smoke" else records.RESULTS)
+    before = speed_tables.read(folder)
+    if reason := _unlike(before, options.budget, options.parts):
+        print(reason, file=sys.stderr)
+        return 2
     rows: list[dict[str, Any]] = []
     failed = []
     end = time.perf_counter() + 60 * options.minutes
@@ -63,10 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed += [] if complete else [" ".join(part)]
         print(f"    {time.perf_counter() - started:.0f} s" + ("" if complete else ", FAILED"), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    kept, others = _others(speed_tables.read(folder), options.parts)
+    kept, others = _others(before, options.parts)
     _write(folder / "speed.json", _header(options.budget, failed) | {"kept": kept}, [*others, *rows])
     speed_tables.update(folder)
     return 1 if failed else 0
+
+
+def _unlike(before: dict[str, Any], budget: str, anew: Sequence[str]) -> str:
+    """Why some parts anew cannot stand beside the others of the last result; nothing where they can, or where all are run."""
+    others, here = {row["part"] for row in before["rows"]} - set(anew), (records.machine(), budget)
+    if not others or (before["device"], before["budget"]) == here:
+        return ""
+    there = f"{before['device']}, budget {before['budget']}"
+    return f"speed.json is of {there}, and this is {', budget '.join(here)}: two machines make no ratios; run all parts, or give another --out"
 
 
 def _others(before: dict[str, Any], anew: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -122,7 +122,8 @@ def _beside_torch(call: Call, limits: Limits) -> Row:
     Raises:
         ValueError: their outputs differ.
     """
-    outputs, took = {}, {name: [] for name in ("native", "torch")}  # type: dict[str, list[Tensor]], dict[str, list[float]]
+    outputs: dict[str, list[Tensor]] = {}
+    took: dict[str, list[float]] = {"native": [], "torch": []}
     for name in took:
         with ldm_filter.backend(name):
             outputs[name] = call()

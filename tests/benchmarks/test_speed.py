@@ -168,6 +168,14 @@ def test_some_parts_anew_leave_the_others_and_say_of_which_run_they_are(tmp_path
     assert [run["parts"] for run in result["kept"]] == [["machine"], ["online"]] and result["kept"][0]["commit"] == result["commit"]
 
 
+def test_parts_of_two_machines_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {"device": "another", "budget": "smoke", "rows": [{"part": "races"}, {"part": "online"}]}
+    (tmp_path / "speed.json").write_text(json.dumps(before))
+    assert speed.main(["--smoke", "--parts", "online", "--out", str(tmp_path)]) == 2
+    assert "speed.json is of another, budget smoke" in capsys.readouterr().err
+    assert json.loads((tmp_path / "speed.json").read_text()) == before, "nothing is lost"
+
+
 def test_a_compiled_step_that_is_wrong_is_not_timed() -> None:
     calls = iter((1.0, 2.0))
     with pytest.raises(ValueError, match=r"differ by 5\.0e-01 of the largest"):
