@@ -63,10 +63,14 @@ class CudaRecorder:
             with torch.cuda.stream(aside):
                 for _ in range(_WARM_UP):
                     run()
-            torch.cuda.current_stream().wait_stream(aside)
+            here = torch.cuda.current_stream()
+            here.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = run()
+            try:
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    outputs = run()
+            finally:  # where recording fails torch leaves its own stream the current one
+                torch.cuda.set_stream(here)
         return Recording(outputs, graph.replay)
 
 
@@ -103,7 +107,7 @@ class Recorded:
     @torch.no_grad()
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """The results of the function, as arrays."""
-        given = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in arrays)
+        given = tuple(torch.from_numpy(np.require(x, requirements="CW")) for x in arrays)
         key = tuple((x.shape, x.dtype) for x in arrays)
         if self._recorder is not None and key not in self._made:
             self._record(self._recorder, key, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,6 +67,15 @@ def test_the_callers_arrays_stay_as_they_are() -> None:
     np.testing.assert_array_equal(x, np.ones(3))
 
 
+def test_arrays_that_may_not_be_written_are_taken_without_a_warning() -> None:
+    x = np.arange(3.0)
+    x.flags.writeable = False
+    recorded = Recorded(lambda x: (x + 1.0,), CPU, "increment", Rerun())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(recorded(x)[0], [1.0, 2.0, 3.0])
+
+
 def test_dtypes_are_told_apart() -> None:
     recorded = Recorded(lambda x: (x * 0.1,), CPU, "tenth", Rerun())
     assert recorded(np.ones(2, np.float32))[0].dtype == np.float32
@@ -102,30 +112,32 @@ def test_no_graphs_off_the_device() -> None:
         CudaRecorder(CPU)
 
 
-def test_a_graph_is_recorded_after_a_warm_up_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of events that CUDA asks for, with a stand-in for the driver."""
-    events: list[str] = []
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of CUDA, with a stand-in for the driver."""
+    told: list[str] = []
 
     class Stream:
         def __init__(self, name: str = "aside") -> None:
             self.name = name
 
         def wait_stream(self, other: Any) -> None:
-            events.append(f"{self.name} waits for {other.name}")
+            told.append(f"{self.name} waits for {other.name}")
 
     class Graph:
         def replay(self) -> None:
-            events.append("replay")
+            told.append("replay")
 
     @contextlib.contextmanager
     def inside(what: str) -> Iterator[None]:
-        events.append(what)
+        told.append(what)
         yield
-        events.append(f"end of {what}")
+        told.append(f"end of {what}")
 
     fakes = {
         "Stream": Stream,
         "current_stream": lambda: Stream("main"),
+        "set_stream": lambda stream: told.append(f"on {stream.name}"),
         "CUDAGraph": Graph,
         "device": lambda device: inside(str(device)),
         "stream": lambda stream: inside(stream.name),
@@ -133,6 +145,11 @@ def test_a_graph_is_recorded_after_a_warm_up_aside(monkeypatch: pytest.MonkeyPat
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    return told
+
+
+def test_a_graph_is_recorded_after_a_warm_up_aside(events: list[str]) -> None:
+    """The order of events that CUDA asks for."""
 
     def run() -> tuple[Tensor, ...]:
         events.append("run")
@@ -150,6 +167,18 @@ def test_a_graph_is_recorded_after_a_warm_up_aside(monkeypatch: pytest.MonkeyPat
         "recording thread_local",
         "run",
         "end of recording thread_local",
+        "on main",
         "end of cuda:1",
         "replay",
     ]
+
+
+def test_where_recording_fails_the_callers_stream_is_current_again(events: list[str]) -> None:
+    def run() -> tuple[Tensor, ...]:
+        if "recording thread_local" in events:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return ()
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaRecorder(torch.device("cuda", 1)).record(run)
+    assert events[-1] == "on main"
