@@ -186,7 +186,11 @@ def check_learnable(sequences: Sequences, latent_dim: int) -> None:
         high = torch.maximum(high, values.masked_fill(~observed, ends.min).amax(0))
         if bool((high > low).any()):
             return
-    raise ValueError("data never changes: every channel has one value at all steps, and there is nothing to learn from")
+    kind = str(sequences.values.dtype).removeprefix("torch.")
+    raise ValueError(
+        f"data never changes: in {kind} every channel has one value at all steps, and there is nothing to learn from; "
+        "where the changes are small beside the values, subtract each channel's mean first"
+    )
 
 
 def _whole(value: Any) -> bool:
