@@ -8,7 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from benchmarks.ablations import ABLATIONS, Variant
-from benchmarks.dot_tasks import Bench, Estimate, bench, evaluate
+from benchmarks.dot_judge import Estimate, evaluate
+from benchmarks.dot_tasks import Bench, bench
 from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter
 
@@ -59,4 +60,4 @@ def _estimate(model: LDMFilter, variant: Variant, frames: NDArray) -> Estimate:
     if variant.judged == "latent":
         return Estimate(result.latent_mean.values, result.latent_cov.values)
     noise_cov = result.latent_cov.values if model.noise == "input" else None
-    return Estimate(result.filtered_mean.values, result.filtered_cov.values, float(result.nis.mean()), noise_cov)
+    return Estimate(result.filtered_mean.values, result.filtered_cov.values, result.nis.values, noise_cov)

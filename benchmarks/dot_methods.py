@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.dot_tasks import SETTINGS, VARIANTS, Bench, Estimate, Settings, bench, evaluate, evaluate_oracle
+from benchmarks.dot_judge import Estimate, evaluate, evaluate_oracle
+from benchmarks.dot_tasks import SETTINGS, VARIANTS, Bench, Settings, bench
 from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import PCAKalman
@@ -101,7 +102,7 @@ def fit_ldm(name: str, settings: Settings, data: Bench) -> Fitted:
         result = model.filter(frames)
         noise_cov = result.latent_cov.values if settings.noise == "input" else None
         predicted = result.predicted_cov.values if settings.noise in ("adaptive", "jump") else None
-        return Estimate(result.filtered_mean.values, result.filtered_cov.values, float(result.nis.mean()), noise_cov, predicted)
+        return Estimate(result.filtered_mean.values, result.filtered_cov.values, result.nis.values, noise_cov, predicted)
 
     kept = len(data.train) - round(0.1 * len(data.train))
     return Fitted(estimate, len(model.history_.epochs) * -(-kept // settings.batch_size))
@@ -117,7 +118,7 @@ def _fit_pca_kalman(settings: Settings, data: Bench, adaptive: bool) -> Fitted:
         projected, m = result.projected, settings.baseline[1]
         nis = metrics.nis(projected.mean, projected.cov.expand(*projected.mean.shape, m), measured.mean, normalised=True)
         varies = adaptive and settings.noise == "input"
-        return Estimate(result.filtered.mean.numpy(), result.filtered.cov.expand(shape).numpy(), float(nis.mean()), _numpy(measured.cov, varies))
+        return Estimate(result.filtered.mean.numpy(), result.filtered.cov.expand(shape).numpy(), nis, _numpy(measured.cov, varies))
 
     return Fitted(estimate, len(model.log_likelihood_) - 1)
 

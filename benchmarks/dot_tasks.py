@@ -1,4 +1,4 @@
-"""The dot videos as benchmark tasks: every setting that may be tuned, the data of a run, and how an estimate is judged.
+"""The dot videos as benchmark tasks: every setting that may be tuned, and the data of a run (judged in ``benchmarks.dot_judge``).
 
     train     frames only                                          (the filter; a tenth of them decides when training is best)
     read-out  other training sequences, with positions             (position = W h + b + e, least squares)
@@ -17,13 +17,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
-from sklearn.metrics import roc_auc_score
-from sklearn.neural_network import MLPRegressor
 
 from benchmarks.oracles import bayes_filter
 from datasets.dots import Dots, generate, split_seed
-from ldm_filter import metrics
 
 __all__ = [
     "BUDGETS",
@@ -31,12 +27,9 @@ __all__ = [
     "SETTINGS",
     "VARIANTS",
     "Bench",
-    "Estimate",
     "Published",
     "Settings",
     "bench",
-    "evaluate",
-    "evaluate_oracle",
     "known",
     "settings_of",
 ]
@@ -200,106 +193,3 @@ class Bench:
 def bench(task: str, budget: str, seed: int) -> Bench:
     """The data of a task, budget and seed; the last is kept for the next method."""
     return Bench(task, settings_of(task, budget), seed)
-
-
-class Estimate(NamedTuple):
-    """What a filter says about frames.
-
-    Attributes:
-        mean: ``(series, steps, n)`` of the state. cov: ``(series, steps, n, n)``.
-        nis: mean NIS / m, None for what predicts nothing.
-        noise_cov: R, ``(series, steps, m, m)``, None where it does not vary.
-        predicted_cov: ``(series, steps, n, n)`` before each frame, None where it does not vary.
-    """
-
-    mean: NDArray
-    cov: NDArray
-    nis: float | None = None
-    noise_cov: NDArray | None = None
-    predicted_cov: NDArray | None = None
-
-
-def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
-    """All figures of a filter: affine read-out of the position with covariance, fitted on read-out sequences, judged on test sequences.
-
-    Those that end in ``_scaled`` are with the covariance times one factor, measured on held-out read-out sequences. Those in ``_turned`` are of
-    the covariance that depends on the position (`ldm_filter.metrics.covariance_regression`).
-    """
-    fit = metrics.affine_fit(readout.mean, data.readout.position)
-    mean, known = fit.apply(test.mean), fit.apply(readout.mean)
-    cov, known_cov = (metrics.decoded_covariance(fit.matrix, part.cov, fit.residual_cov, reference=readout.cov) for part in (test, readout))
-    turned = metrics.covariance_regression(known, data.readout.position - known, known_cov).apply(mean, cov)
-    figures = _accuracy(mean, data) | metrics.scores(mean, cov, data.test.position)
-    of_turned = metrics.scores(mean, turned, data.test.position)
-    figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
-    of_scaled = metrics.scores(mean, _held_out_scale(readout, data) * cov, data.test.position)
-    figures |= {f"{name}_scaled": of_scaled[name] for name in ("nll", "nees", "coverage95")}
-    figures |= _noise_levels(mean, turned, data) | _jumps(test.predicted_cov, data)
-    if data.settings.mlp:
-        figures |= _mlp(readout.mean, test.mean, data)
-    if test.nis is not None:
-        figures["nis"] = test.nis
-    if test.noise_cov is not None:
-        figures["noise_corr"] = metrics.noise_corr(test.noise_cov, data.test.noise_var)
-    return figures
-
-
-def _held_out_scale(readout: Estimate, data: Bench) -> float:
-    """The factor of post-hoc variance scaling: the read-out fitted on three quarters of its sequences, NEES / d on the last quarter."""
-    cut = 3 * len(readout.mean) // 4
-    fit = metrics.affine_fit(readout.mean[:cut], data.readout.position[:cut])
-    cov = metrics.decoded_covariance(fit.matrix, readout.cov[cut:], fit.residual_cov, reference=readout.cov[:cut])
-    return metrics.variance_scale(fit.apply(readout.mean[cut:]), cov, data.readout.position[cut:])
-
-
-def evaluate_oracle(data: Bench) -> dict[str, float]:
-    """Accuracy of the exact filter, and what jumps do to its covariance. Its belief lies on a curve, which the ellipse of a Gaussian does not
-    describe: no calibration is given."""
-    return _accuracy(data.oracle.mean, data) | _jumps(data.oracle.predicted_cov, data)
-
-
-def _accuracy(mean: NDArray, data: Bench) -> dict[str, float]:
-    truth = data.test.position
-    r2_x, r2_y = np.asarray(metrics.r2(mean, truth, per_dim=True))
-    error = metrics.mse(mean, truth)
-    excess = error / metrics.mse(data.oracle.mean, truth) - 1
-    return {"r2": float(metrics.r2(mean, truth)), "r2_x": float(r2_x), "r2_y": float(r2_y), "mse": error, "excess": excess}
-
-
-def _noise_levels(mean: NDArray, cov: NDArray, data: Bench) -> dict[str, float]:
-    """Coverage of the 95 % ellipse apart for the clean and the noisy third of the frames, where frames differ in noise."""
-    level = data.test.noise_var
-    low, high = np.quantile(level, (1 / 3, 2 / 3))
-    if low == high:
-        return {}
-    inside = metrics.nees(mean, cov, data.test.position) <= chi2.ppf(0.95, 2)
-    return {"coverage95_clean": float(inside[level <= low].mean()), "coverage95_noisy": float(inside[level >= high].mean())}
-
-
-def _jumps(predicted_cov: NDArray | None, data: Bench) -> dict[str, float]:
-    """``auc``: how well log det of the predicted covariance tells the step after a jump from all others (0.5: not at all, 1: always).
-
-    ``settled``: the median number of steps after a jump until it is as low as at 95 % of the steps with no jump in the 20 before them.
-    """
-    jumped = data.test.jumped
-    if predicted_cov is None or not jumped.any():
-        return {}
-    size = np.linalg.slogdet(predicted_cov)[1]
-    auc = float(roc_auc_score(jumped[:, :-1].ravel(), size[:, 1:].ravel()))
-    recent = np.stack([np.pad(jumped, ((0, 0), (lag, 0)))[:, : jumped.shape[1]] for lag in range(21)]).any(0)
-    recent = recent | (np.arange(jumped.shape[1]) < 20)  # at first the filter is still finding in
-    calm = np.quantile(size[~recent], 0.95)
-    after = [size[series, step + 1 :] <= calm for series, step in zip(*np.nonzero(jumped), strict=True)]
-    waits = [np.argmax(low) for low in after if low.any()]
-    return {"auc": auc, "settled": float(np.median(waits))}
-
-
-def _mlp(readout: NDArray, test: NDArray, data: Bench) -> dict[str, float]:
-    """R2 with a small network in place of the affine map, from the same sequences; a tenth of its data stops the training."""
-    x, y = (part.reshape(-1, part.shape[-1]).astype(float) for part in (readout, data.readout.position))
-    centre, spread = x.mean(0), x.std(0)
-    network = MLPRegressor(hidden_layer_sizes=(64, 64), learning_rate_init=3e-3, early_stopping=True, max_iter=1000, random_state=data.seed)
-    network.fit((x - centre) / spread, y)
-    mean = network.predict((test.reshape(-1, test.shape[-1]) - centre) / spread).reshape(data.test.position.shape)
-    excess = metrics.mse(mean, data.test.position) / metrics.mse(data.oracle.mean, data.test.position) - 1
-    return {"mlp_r2": float(metrics.r2(mean, data.test.position)), "mlp_excess": excess}

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPRegressor
 
+from benchmarks.calibration import consistency
 from benchmarks.latent_tasks import Bench
 from ldm_filter import metrics
 
@@ -23,13 +24,13 @@ class Encoding(NamedTuple):
 
     Attributes:
         mean: ``(series, steps, n)``, latents or filtered states.
-        nis: mean NIS / m, None for what predicts nothing.
+        nis: NIS / m, ``(series, steps)``, None for what predicts nothing.
         transition, offset: of linear dynamics of ``mean``, ``(n, n)`` and ``(n,)``.
         latent: ``(series, steps, m)``, the encoder's output, where there is an encoder; embed: the same of single observations ``(N, values)``.
     """
 
     mean: NDArray
-    nis: float | None = None
+    nis: NDArray | None = None
     transition: NDArray | None = None
     offset: NDArray | None = None
     latent: NDArray | None = None
@@ -53,9 +54,7 @@ def evaluate(readout: Encoding, test: Encoding, data: Bench) -> dict[str, float]
         figures["affine_r2_in_range"] = _in_range(readout, test, data)
     if data.settings.mlp:
         figures["mlp_r2"] = _mlp_r2(readout.mean, test.mean, data)
-    if test.nis is not None:
-        figures["nis"] = test.nis
-    return figures | _dynamics(test, forth, back, data) | _injectivity(test, data)
+    return figures | consistency(test.nis) | _dynamics(test, forth, back, data) | _injectivity(test, data)
 
 
 def _in_range(readout: Encoding, test: Encoding, data: Bench) -> float:

@@ -127,7 +127,7 @@ def _fit_ldm(method: str, settings: Settings, data: Bench) -> Fitted:
     def encode(observations: NDArray) -> Encoding:
         result = model.filter(observations)
         mean = result.filtered_mean if settings.judged == "filtered" else result.latent_mean
-        nis = float(result.nis.mean()) if settings.judged == "filtered" else None
+        nis = result.nis.values if settings.judged == "filtered" else None
         return Encoding(mean.values, nis, transition, offset, result.latent_mean.values, _embedding(model))
 
     kept = len(data.train) - round(0.1 * len(data.train))

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.calibration import consistency, variant
 from benchmarks.lorenz_image_oracle import particle_moments
 from benchmarks.lorenz_image_tasks import Bench, bench, judge
 from benchmarks.records import Clock, Outcome, checkpoint
@@ -28,6 +29,7 @@ from ldm_filter.core.kalman import filter_sequence
 
 __all__ = ["default_methods", "run"]
 
+HELD_OUT = 0.05  # of the training videos, which decide when training is best
 CHUNK = 50  # series that are filtered at a time
 
 
@@ -114,20 +116,38 @@ def _learned(kind: str, data: Bench, clock: Clock) -> Answer:
         device=chosen.device,
         **own,
     )
-    frames = _grey(data.train.frames)
-    training: dict[str, Any] = {"targets": data.train.states, "warm_up": chosen.warm_up} if supervised else {}
+    frames, states, held = _grey(data.train.frames), data.train.states, max(2, round(HELD_OUT * chosen.series))
+    training: dict[str, Any] = {"validation": frames[:held]}
+    if supervised:
+        training |= {"targets": states[held:], "validation_targets": states[:held], "warm_up": chosen.warm_up}
     epochs = chosen.epochs if supervised else chosen.free_epochs
-    model.fit(frames, epochs=epochs, batch_size=chosen.batch_size, validation=0.05, progress=False, checkpoint=checkpoint(), **training)
+    model.fit(frames[held:], epochs=epochs, batch_size=chosen.batch_size, progress=False, checkpoint=checkpoint(), **training)
     spent = clock.read()
     if not supervised:
-        model.fit_readout(frames[: chosen.readout], data.train.states[: chosen.readout], kind="linear")
-    del frames
-    windows = (chosen.series - round(0.05 * chosen.series)) * -(-chosen.steps // chosen.window)
+        rows = slice(held, held + chosen.readout)
+        model.fit_readout(frames[rows], states[rows], kind="linear", covariance="constant")
+    windows = (chosen.series - held) * -(-chosen.steps // chosen.window)
     updates = len(model.history_.epochs) * -(-windows // chosen.batch_size)
+    mean, cov, nis = _filtered(model, data)
+    extra = spent | consistency(nis) | _calibrated(model, data, frames[:held], states[:held])
+    return Answer(mean, cov, updates, "supervised" if supervised else "affine", extra)
+
+
+def _filtered(model: LDMFilter, data: Bench) -> tuple[NDArray, NDArray, NDArray]:
+    """Mean and covariance of the state, and NIS / m, at the test frames."""
     pieces = np.array_split(data.test.frames, max(1, len(data.test.frames) // CHUNK))
     results = [model.filter(_grey(piece)) for piece in pieces]
-    mean, cov = (np.concatenate([getattr(result, name).values for result in results]) for name in ("target_mean", "target_cov"))
-    return Answer(mean, cov, updates, "supervised" if supervised else "affine", spent)
+    mean, cov, nis = (np.concatenate([getattr(result, name).values for result in results]) for name in ("target_mean", "target_cov", "nis"))
+    return mean, cov, nis
+
+
+def _calibrated(model: LDMFilter, data: Bench, frames: NDArray, states: NDArray) -> dict[str, float]:
+    """Figures with covariances set on the videos that chose the epoch: by one factor, and turned with the estimate."""
+    figures: dict[str, float] = {}
+    for covariance, name in (("scaled", "scaled"), ("state-dependent", "turned")):
+        model.calibrate_targets(frames, states, covariance)
+        figures |= variant(judge(*_filtered(model, data)[:2], data.test.states), name)
+    return figures
 
 
 def _grey(frames: NDArray[np.uint8]) -> NDArray[np.float32]:

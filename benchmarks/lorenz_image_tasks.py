@@ -1,6 +1,7 @@
 """Lorenz images behind salt-and-pepper noise as a benchmark task: settings, data, and how an estimate of the state is judged.
 
-    train   videos, with the states beside them where the method is supervised     (a twentieth of them decides when training is best)
+    train   videos, with the states beside them where the method is supervised     (a twentieth of them decides when training is best,
+            and, with their states, says what scaled and turned covariances are to be)
     test    fresh videos (every figure)
 
 The conditions are k, the share of pixels that are salt or pepper. Figures are of the filtered state in its own units, ``db`` its squared error.
@@ -14,9 +15,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.calibration import calibration
 from benchmarks.dot_tasks import Published, known
 from datasets.lorenz_images import LorenzImages, generate
-from ldm_filter import metrics
 
 __all__ = ["CONDITIONS", "PUBLISHED", "SETTINGS", "Bench", "Settings", "bench", "judge", "settings_of"]
 
@@ -108,5 +109,5 @@ def bench(task: str, condition: str, budget: str, seed: int) -> Bench:
 
 def judge(mean: NDArray, cov: NDArray, truth: NDArray) -> dict[str, float]:
     """All figures of a Gaussian estimate of the state, mean ``(series, steps, 3)`` and cov ``(series, steps, 3, 3)``."""
-    figures = metrics.scores(*(np.asarray(part, dtype=float) for part in (mean, cov, truth)))
+    figures = calibration(mean, cov, truth)
     return figures | {"db": 10.0 * float(np.log10(figures["mse"]))}

@@ -58,7 +58,7 @@ def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outco
     started, clock = time.perf_counter(), Clock()
     estimator, train_steps, readout = _fit(method, data)
     fitted = clock.read()
-    figures = evaluate(estimator(data.test.observations), data) | fitted
+    figures = evaluate(estimator(data.test.observations), estimator(data.validation.observations), data) | fitted
     return Outcome(figures, readout, time.perf_counter() - started, train_steps)
 
 
@@ -105,7 +105,7 @@ def _fit_ldm(dynamics: str, data: Bench) -> tuple[Callable[[NDArray], Estimate],
         result = model.smooth(seen)
         parts = [(getattr(result, f"{kind}_mean").values, getattr(result, f"{kind}_cov").values) for kind in ("filtered", "smoothed")]
         (mean, cov), after = [(mean @ back.T + level, back @ cov @ back.T) for mean, cov in parts]
-        return Estimate(mean, cov, float(result.nis.mean()), after)
+        return Estimate(mean, cov, result.nis.values, after)
 
     kept = len(data.train.observations) - round(0.1 * len(data.train.observations))
     windows = kept * -(-chosen.steps // chosen.window)
@@ -165,7 +165,7 @@ def _filter_with(model: NonlinearStateSpace, noise: Tensor) -> Callable[[NDArray
         result = filter_sequence(model, measured)
         after = smooth_sequence(linearised(model, result), result).smoothed
         nis = metrics.nis(result.projected.mean, result.projected.cov, measured.mean, normalised=True)
-        return Estimate(result.filtered.mean.numpy(), result.filtered.cov.numpy(), float(nis.mean()), (after.mean.numpy(), after.cov.numpy()))
+        return Estimate(result.filtered.mean.numpy(), result.filtered.cov.numpy(), nis, (after.mean.numpy(), after.cov.numpy()))
 
     return estimate
 
@@ -187,6 +187,6 @@ def _fit_linear(data: Bench) -> tuple[Callable[[NDArray], Estimate], int]:
         size = len(back.T)
         beliefs = [(p.mean.double().numpy(), p.cov.expand(*p.mean.shape, size).double().numpy()) for p in (result.filtered, after)]
         (mean, cov), smoothed = [(m @ back.T + level, back @ p @ back.T) for m, p in beliefs]
-        return Estimate(mean, cov, float(nis.mean()), smoothed)
+        return Estimate(mean, cov, nis, smoothed)
 
     return estimate, len(model.log_likelihood_) - 1

@@ -1,7 +1,7 @@
 """Lorenz after KalmanNet as benchmark tasks: settings, data, what is known of the model, and how an estimate of the state is judged.
 
     train     noisy observations, 1000 series of 100 steps, from places on the attractor; the states beside them for supervised methods
-    test      fresh series (every figure); `lorenz`: from (1, 1, 1), as published; `lorenz-decimation`: from places on the attractor
+    validation, test      fresh series (every figure; the first says what scaled covariances are scaled by); `lorenz`: from (1, 1, 1), as published; `lorenz-decimation`: from places on the attractor
 
 The published training series all start at (1, 1, 1). Where the noise is small they are then one and the same trajectory, which visits a part of
 the attractor: enough for methods that are given the transition, no ground to learn it from. So training starts everywhere here.
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.calibration import calibration, consistency, variant
 from benchmarks.dot_tasks import Published, known
 from datasets.lorenz import STEP, TERMS, Lorenz, decimated, noisy_process
 from ldm_filter import metrics
@@ -36,7 +37,8 @@ class Settings:
     Attributes:
         epochs, window, batch_size, learning_rate, dynamics_rate: of LDMFilter's training.
         degree: of the polynomial dynamics.
-        series, steps: of the training data. test, test_steps: of the test data.
+        series, steps: of the training data. test, test_steps: of the test data. validation: series like those of the test, which say what the
+            scaled covariances are scaled by.
         baseline: states of the linear filter by EM.
         device: of LDMFilter.
     """
@@ -50,12 +52,13 @@ class Settings:
     series: int = 1000
     steps: int = 100
     test: int = 200
+    validation: int = 20
     test_steps: int = 2000
     baseline: int = 9
     device: str = "cpu"
 
 
-SETTINGS: dict[str, Settings] = {"lorenz": Settings(), "lorenz-decimation": Settings(degree=4, test=10, test_steps=3000)}
+SETTINGS: dict[str, Settings] = {"lorenz": Settings(), "lorenz-decimation": Settings(degree=4, test=10, validation=10, test_steps=3000)}
 # 1 / r^2 in dB.
 CONDITIONS: dict[str, tuple[str, ...]] = {"lorenz": ("0 dB", "10 dB", "20 dB", "30 dB"), "lorenz-decimation": ("",)}
 
@@ -68,7 +71,7 @@ def settings_of(task: str, budget: str) -> Settings:
     """
     chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
-        return replace(chosen, series=40, steps=50, test=2, test_steps=60, epochs=1, degree=3)
+        return replace(chosen, series=40, steps=50, test=2, validation=2, test_steps=60, epochs=1, degree=3)
     return replace(chosen, epochs=4 * chosen.epochs, device="auto") if budget == "full" else chosen
 
 
@@ -104,9 +107,10 @@ class Bench:
         self.task, self.settings, self.seed = task, settings, seed
         self.noise_var = 10.0 ** (-float(condition.removesuffix(" dB")) / 10.0) if condition else 1.0
         self.process_var = RATIO * self.noise_var if task == "lorenz" else 0.0
-        train, test = (np.random.default_rng([seed, 2000 + number]) for number in (0, 1))
+        train, test, validation = (np.random.default_rng([seed, 2000 + number]) for number in range(3))
         self.train = self._draw(settings.series, settings.steps, train, None)
         self.test = self._draw(settings.test, settings.test_steps, test, np.ones(3))
+        self.validation = self._draw(settings.validation, settings.test_steps, validation, np.ones(3))
 
     def _draw(self, series: int, steps: int, rng: np.random.Generator, start: NDArray | None) -> Lorenz:
         if self.task == "lorenz":
@@ -154,21 +158,25 @@ def true_transition(variance: float, held: bool = True) -> Callable[[Tensor, int
 
 
 class Estimate(NamedTuple):
-    """Of the state, ``(series, steps, 3)`` and ``(..., 3, 3)``; ``smoothed`` given all of a series; ``nis`` of the observations, None without."""
+    """Of the state, ``(series, steps, 3)`` and ``(..., 3, 3)``; ``smoothed`` given all of a series; NIS / m
+    of the observations ``(series, steps)``, None without."""
 
     mean: NDArray
     cov: NDArray
-    nis: float | None = None
+    nis: NDArray | None = None
     smoothed: tuple[NDArray, NDArray] | None = None
 
 
-def evaluate(estimate: Estimate, data: Bench) -> dict[str, float]:
-    """Mean squared error over coordinates, steps and series, in dB as well; calibration; the same of the smoother as ``db_smoothed`` ..."""
+def evaluate(estimate: Estimate, held: Estimate, data: Bench) -> dict[str, float]:
+    """Mean squared error over coordinates, steps and series, in dB as well; calibration; the same of the smoother as ``db_smoothed`` ...
+
+    ``_scaled``: with the covariance times NEES / d of the estimate of the validation series, ``held``.
+    """
     truth = data.test.states.astype(float)
-    figures = metrics.scores(estimate.mean, estimate.cov, truth)
+    figures = calibration(estimate.mean, estimate.cov, truth) | consistency(estimate.nis)
+    factor = metrics.variance_scale(held.mean, held.cov, data.validation.states.astype(float))
+    figures |= variant(calibration(estimate.mean, factor * estimate.cov, truth), "scaled")
     figures["db"] = 10.0 * float(np.log10(figures["mse"]))
-    if estimate.nis is not None:
-        figures["nis"] = estimate.nis
     if estimate.smoothed is not None:
         after = metrics.scores(*estimate.smoothed, truth)
         figures |= {"db_smoothed": 10.0 * float(np.log10(after["mse"])), "coverage95_smoothed": after["coverage95"]}

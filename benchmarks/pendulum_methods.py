@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.calibration import KEPT, consistency, variant
 from benchmarks.pendulum_networks import Encoder, answer, fit_rival
 from benchmarks.pendulum_oracle import particle_moments
 from benchmarks.pendulum_tasks import SETTINGS, Bench, bench, judge, unfolded, with_gaps
@@ -102,12 +103,12 @@ def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
     spent = clock.read()
     extra = spent if supervised else spent | _affine(model, data)
     if not supervised:
-        model.fit_readout(images[: settings.readout], targets[: settings.readout], kind="mlp", covariance="state-dependent")
+        rows = slice(held, held + settings.readout)
+        model.fit_readout(images[rows], targets[rows], kind="mlp", covariance="state-dependent")
     updates = len(model.history_.epochs) * -(-(settings.series - held) // settings.batch_size)
-    found = _filtered(model, data)
-    if supervised:
-        extra |= _calibrated(model, data, images[:held], targets[:held])
-    return Answer(*found, updates, "supervised" if supervised else "MLP", extra)
+    mean, cov, nis = _filtered(model, data)
+    extra |= consistency(nis) | _calibrated(model, data, images[:held], targets[:held])
+    return Answer(mean, cov, updates, "supervised" if supervised else "MLP", extra)
 
 
 def _calibrated(model: LDMFilter, data: Bench, images: NDArray, targets: NDArray) -> dict[str, float]:
@@ -115,22 +116,21 @@ def _calibrated(model: LDMFilter, data: Bench, images: NDArray, targets: NDArray
     figures: dict[str, float] = {}
     for covariance, name in (("scaled", "scaled"), ("state-dependent", "turned")):
         model.calibrate_targets(images, targets, covariance)
-        found = judge(*_filtered(model, data), data.test.target)
-        figures |= {f"{kept}_{name}": found[kept] for kept in ("nll", "nll_full", "nees", "coverage50", "coverage95")}
+        figures |= variant(judge(*_filtered(model, data)[:2], data.test.target), name, (*KEPT, "nll_full"))
     return figures
 
 
-def _filtered(model: LDMFilter, data: Bench) -> tuple[NDArray, NDArray]:
-    """Target mean and covariance at the test images."""
-    means, covs = [], []
+def _filtered(model: LDMFilter, data: Bench) -> tuple[NDArray, NDArray, NDArray]:
+    """Target mean, its covariance and NIS / m at the test images."""
+    parts = []
     for start in range(0, len(data.test.frames), CHUNK):
         rows = slice(start, start + CHUNK)
         result = model.filter(unfolded(data.test, data.steps, rows)[0])
         stamps = data.test.stamps[rows]
         series = np.arange(len(stamps))[:, None]
-        means.append(result.target_mean.values[series, stamps])
-        covs.append(result.target_cov.values[series, stamps])
-    return np.concatenate(means), np.concatenate(covs)
+        parts.append([getattr(result, name).values[series, stamps] for name in ("target_mean", "target_cov", "nis")])
+    mean, cov, nis = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return mean, cov, nis
 
 
 def _affine(model: LDMFilter, data: Bench) -> dict[str, float]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.calibration import calibration
 from benchmarks.dot_tasks import Published, known
 from datasets.dots import split_seed
 from datasets.pendulum import Pendulum, find_task, generate
@@ -127,7 +128,7 @@ def judge(mean: NDArray, cov: NDArray, target: NDArray) -> dict[str, float]:
     ``nll`` is that of the variances alone, as the published figures are; ``nll_full`` that of the whole covariance.
     """
     mean, cov, target = (np.asarray(part, dtype=float) for part in (mean, cov, target))
-    figures = metrics.scores(mean, cov, target)
+    figures = calibration(mean, cov, target)
     diagonal = np.eye(2) * np.diagonal(cov, axis1=-2, axis2=-1)[..., None]
     return figures | {"nll": metrics.nll(mean, diagonal, target), "nll_full": figures["nll"]}
 

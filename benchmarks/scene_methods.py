@@ -99,7 +99,7 @@ def _fit_ldm(dynamics: str, data: Bench) -> Fitted:
 
     def estimate(part: Split) -> Estimate:
         result = model.filter(part.frames, inputs=part.actions) if kind == "filtered" else model.smooth(part.frames, inputs=part.actions)
-        return Estimate(result[f"{kind}_mean"].values, result[f"{kind}_cov"].values, float(result.nis.mean()))
+        return Estimate(result[f"{kind}_mean"].values, result[f"{kind}_cov"].values, result.nis.values)
 
     kept = len(frames) - round(0.1 * len(frames))
     windows = kept * max(1, chosen.steps // (chosen.window or chosen.steps))
@@ -134,7 +134,7 @@ def _fit_pca(data: Bench, filtered: bool) -> Fitted:
         belief = result.filtered if data.settings.hidden is None else smooth_sequence(ssm, result).smoothed
         projected = result.projected
         nis = metrics.nis(projected.mean, projected.cov.expand(*projected.mean.shape, components), measured.mean, seen.numpy(), normalised=True)
-        return Estimate(belief.mean.numpy(), belief.cov.expand(*belief.mean.shape, states).numpy(), float(np.nanmean(nis)))
+        return Estimate(belief.mean.numpy(), belief.cov.expand(*belief.mean.shape, states).numpy(), nis)
 
     return Fitted(estimate, len(model.log_likelihood_) - 1)
 

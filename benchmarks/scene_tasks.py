@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPRegressor
 
+from benchmarks.calibration import affine_readout, calibration, consistency
 from benchmarks.dot_tasks import known
 from datasets import bouncing_ball, gym_scenes, moving_digits
 from ldm_filter import metrics
@@ -162,36 +163,45 @@ def bench(task: str, budget: str, seed: int) -> Bench:
 
 
 class Estimate(NamedTuple):
-    """What a method says: a state ``(series, steps, n)`` and its covariance ``(..., n, n)``; ``nis``: mean NIS / m, None without."""
+    """What a method says: a state ``(series, steps, n)`` and its covariance ``(..., n, n)``; ``nis``: NIS / m ``(series, steps)``,
+    None without."""
 
     mean: NDArray
     cov: NDArray
-    nis: float | None = None
+    nis: NDArray | None = None
 
 
 def evaluate(readout: Estimate, test: Estimate, data: Bench) -> dict[str, float]:
     """All figures, through an affine read-out with covariance fitted on the read-out's sequences; ``mlp_r2``: through a network.
 
-    Those in ``_turned`` are of a covariance that depends on the estimate (`ldm_filter.metrics.covariance_regression`), fitted on the same rows.
+    Those in ``_turned`` and ``_scaled`` are of the other covariances of `benchmarks.calibration.affine_readout`.
     """
     known, asked = data.readout, data.test.asked
-    rows, reference = (readout.mean[known.asked], known.truth[known.asked].astype(float)), readout.cov[known.asked]
-    fit = metrics.affine_fit(*rows)
-    seen, mean = fit.apply(rows[0]), fit.apply(test.mean)[asked]
-    seen_cov, cov = (metrics.decoded_covariance(fit.matrix, part, fit.residual_cov, reference) for part in (reference, test.cov[asked]))
-    turned = metrics.covariance_regression(seen, rows[1] - seen, seen_cov).apply(mean, cov)
-    of_turned = metrics.scores(mean, turned, data.test.truth[asked].astype(float))
-    figures = judge(mean, cov, data)
-    figures |= {f"{name}_turned": of_turned[name] for name in ("nll", "nees", "coverage50", "coverage80", "coverage95")}
-    figures["mlp_r2"] = _mlp_r2(*rows, test.mean[asked], data.test.truth[asked], data.seed)
-    return figures if test.nis is None else figures | {"nis": test.nis}
+    rows, truth = tuple(_asked(part, known.asked) for part in readout[:2]), _asked(known.truth, known.asked).astype(float)
+    decoded = affine_readout((rows[0], rows[1]), truth, (_asked(test.mean, asked), _asked(test.cov, asked)))
+    figures = _named(decoded.figures(_truth(data)), decoded.mean, data) | consistency(test.nis)
+    flat = [part.reshape(-1, part.shape[-1]) for part in (rows[0], truth)]
+    return figures | {"mlp_r2": _mlp_r2(flat[0], flat[1], test.mean[asked], data.test.truth[asked], data.seed)}
+
+
+def _asked(values: NDArray, asked: NDArray[np.bool_]) -> NDArray:
+    """The steps that are judged, the same of every sequence, ``(series, asked steps, ...)``."""
+    return values[:, asked[0]]
 
 
 def judge(mean: NDArray, cov: NDArray, data: Bench) -> dict[str, float]:
-    """Accuracy and calibration of an estimate of the truth itself, ``(N, d)`` of the steps that are judged."""
-    truth = data.test.truth[data.test.asked].astype(float)
-    figures = metrics.scores(mean, cov, truth)
-    each = np.atleast_1d(np.asarray(metrics.r2(mean, truth, per_dim=True)))
+    """Accuracy and calibration of an estimate of the truth itself, ``(N, d)`` of the steps that are judged, sequence after sequence."""
+    truth = _truth(data)
+    return _named(calibration(mean.reshape(truth.shape), cov.reshape(*truth.shape, truth.shape[-1]), truth), mean.reshape(truth.shape), data)
+
+
+def _truth(data: Bench) -> NDArray:
+    return _asked(data.test.truth, data.test.asked).astype(float)
+
+
+def _named(figures: dict[str, float], mean: NDArray, data: Bench) -> dict[str, float]:
+    """Figures with R2 under the names of what is estimated."""
+    each = np.atleast_1d(np.asarray(metrics.r2(mean, _truth(data), per_dim=True)))
     figures["affine_r2"] = figures.pop("r2")
     return figures | {f"r2_{name}": float(value) for name, value in zip(NAMES[data.task], each, strict=True)}
 

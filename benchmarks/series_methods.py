@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.records import Clock, Outcome, checkpoint
-from benchmarks.series_tasks import TASKS, Bench, Task, judge
+from benchmarks.calibration import consistency, variant
+from benchmarks.series_tasks import CALIBRATED, TASKS, Bench, Task, judge
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import HoldLast, LinearInterpolation, SeasonalNaive, VARKalman
 
@@ -89,6 +90,9 @@ def _learned(task: str, bench: Bench, budget: str, seed: int, method: str) -> An
     model = LDMFilter(seed=seed, **MODELS[task])
     model.fit(bench.train, inputs=bench.train_inputs, epochs=EPOCHS[budget][task], progress=False, checkpoint=checkpoint())
     extra, steps, horizon = clock.read(), len(model.history_.epochs), TASKS[task].horizon
+    if adapt is None:
+        known = None if bench.inputs is None else bench.inputs[:, : bench.contexts.shape[1]]
+        extra |= consistency(model.filter(bench.contexts, inputs=known).nis.to_numpy())
     if not horizon:
         filled = [(model if adapt is None else model.adapt(context, **adapt)).smooth(context) for context in bench.contexts]
         return Answer(np.stack([part.reconstruction_mean for part in filled]), np.stack([part.reconstruction_std for part in filled]), extra, steps)
@@ -96,12 +100,19 @@ def _learned(task: str, bench: Bench, budget: str, seed: int, method: str) -> An
     assert bench.held is not None
     every = -(-len(bench.held[0]) // MOST_HELD)
     known = None if bench.held_inputs is None else bench.held_inputs[::every]
-    held_mean, held_std = _forecast(model, bench.held[0][::every], known, horizon, adapt)
-    seen = ~np.isnan(bench.truth)
+    held = _forecast(model, bench.held[0][::every], known, horizon, adapt)
+    return Answer(mean, std, extra | _widened(bench, (mean, std), held, bench.held[1][::every]), steps)
+
+
+def _widened(bench: Bench, answer: tuple[NDArray, NDArray], held: tuple[NDArray, NDArray], truth: NDArray) -> dict[str, float]:
+    """Figures of intervals whose width was measured on held-out forecasts: conformal ones, and with one factor for all variances."""
+    (mean, std), figures, seen = answer, {}, ~np.isnan(bench.truth)
     for level in (0.8, 0.95):
-        width = metrics.conformal_widths(held_mean, held_std, bench.held[1][::every], level)
-        extra[f"coverage{100 * level:.0f}_conformal"] = float((np.abs(bench.truth - mean) <= width * std)[seen].mean())
-    return Answer(mean, std, extra, steps)
+        width = metrics.conformal_widths(*held, truth, level)
+        figures[f"coverage{100 * level:.0f}_conformal"] = float((np.abs(bench.truth - mean) <= width * std)[seen].mean())
+    rows = [np.asarray(part, dtype=float)[~np.isnan(truth)][:, None] for part in (held[0], held[1] ** 2, truth)]
+    factor = metrics.variance_scale(rows[0], rows[1][..., None], rows[2])
+    return figures | variant(judge(bench, mean, np.sqrt(factor) * std), "scaled", CALIBRATED)
 
 
 def _forecast(model: LDMFilter, contexts: NDArray, inputs: NDArray | None, horizon: int, adapt: dict[str, Any] | None) -> tuple[NDArray, NDArray]:

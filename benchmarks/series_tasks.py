@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.calibration import BOUNDED, calibration
 from datasets import co2, smartwatch, weather
 from ldm_filter import metrics
 
-__all__ = ["TASKS", "Bench", "Task", "judge"]
+__all__ = ["CALIBRATED", "TASKS", "Bench", "Task", "judge"]
+
+CALIBRATED = ("nees", "coverage80", "coverage95", "pit_distance")
 
 
 class Task(NamedTuple):
@@ -144,10 +147,10 @@ TASKS = {
 
 
 def judge(bench: Bench, mean: NDArray, std: NDArray) -> dict[str, float]:
-    """RMSE, CRPS and coverage of the 80 % and 95 % intervals over what was asked for and is known."""
+    """RMSE, CRPS, NEES and coverage of the 80 % and 95 % intervals over what was asked for and is known, each channel and step for itself."""
     asked = np.isnan(bench.contexts) & ~np.isnan(bench.truth) if mean.shape == bench.contexts.shape else ~np.isnan(bench.truth)
-    m, s, x = (np.asarray(part, dtype=float)[asked] for part in (mean, std, bench.truth))
-    found = {"rmse": metrics.rmse(m[:, None], x[:, None]), "crps": float(metrics.crps_normal(m, s, x).mean())}
-    for level in (0.8, 0.95):
-        found[f"coverage{100 * level:.0f}"] = float(metrics.coverage(m[:, None], (s**2)[:, None, None], x[:, None], level))
-    return found
+    m, s, x = (np.where(asked, np.asarray(part, dtype=float), 1.0) for part in (mean, std, bench.truth))
+    flat = [part.reshape(len(part), -1, 1) for part in (m, s**2, x, asked)]
+    figures = calibration(flat[0], flat[1][..., None], flat[2], flat[3])
+    kept = {name: figures[name] for name in ("crps", *CALIBRATED, *(f"{name}_{end}" for name in BOUNDED for end in ("low", "high")))}
+    return {"rmse": float(np.sqrt(figures["mse"]))} | kept | {"pit_distance": metrics.pit_distance(m, s, x, asked)}

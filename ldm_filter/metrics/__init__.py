@@ -20,6 +20,7 @@ from ldm_filter.metrics.calibration import (
     nis,
     nll,
     pit,
+    pit_distance,
     scores,
 )
 from ldm_filter.metrics.conformal import conformal_widths
@@ -70,6 +71,7 @@ __all__ = [
     "nll",
     "noise_corr",
     "pit",
+    "pit_distance",
     "pit_histogram",
     "procrustes_disparity",
     "r2",
