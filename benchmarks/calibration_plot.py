@@ -14,7 +14,7 @@ from benchmarks.records import Row, newest
 __all__ = ["draw", "shares"]
 
 LEVELS = (0.5, 0.8, 0.95)
-VARIANTS = {"": "as the filter gives it", "_turned": "turned with the estimate"}
+VARIANTS = {"": "as the filter gives it", "_turned": "turned with the estimate", "_scaled": "scaled by one factor"}
 
 
 def shares(rows: Sequence[Row], variant: str) -> dict[str, list[tuple[float, float]]]:

@@ -128,8 +128,9 @@ def _learned(kind: str, data: Bench, clock: Clock) -> Answer:
         model.fit_readout(frames[rows], states[rows], kind="linear", covariance="constant")
     windows = (chosen.series - held) * -(-chosen.steps // chosen.window)
     updates = len(model.history_.epochs) * -(-windows // chosen.batch_size)
+    del frames
     mean, cov, nis = _filtered(model, data)
-    extra = spent | consistency(nis) | _calibrated(model, data, frames[:held], states[:held])
+    extra = spent | consistency(nis) | _calibrated(model, data, held)
     return Answer(mean, cov, updates, "supervised" if supervised else "affine", extra)
 
 
@@ -141,11 +142,11 @@ def _filtered(model: LDMFilter, data: Bench) -> tuple[NDArray, NDArray, NDArray]
     return mean, cov, nis
 
 
-def _calibrated(model: LDMFilter, data: Bench, frames: NDArray, states: NDArray) -> dict[str, float]:
-    """Figures with covariances set on the videos that chose the epoch: by one factor, and turned with the estimate."""
+def _calibrated(model: LDMFilter, data: Bench, held: int) -> dict[str, float]:
+    """Figures with covariances set on the ``held`` videos that chose the epoch: by one factor, and turned with the estimate."""
     figures: dict[str, float] = {}
     for covariance, name in (("scaled", "scaled"), ("state-dependent", "turned")):
-        model.calibrate_targets(frames, states, covariance)
+        model.calibrate_targets(_grey(data.train.frames[:held]), data.train.states[:held], covariance)
         figures |= variant(judge(*_filtered(model, data)[:2], data.test.states), name)
     return figures
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from benchmarks import calibration_plot, framework_methods, records
+from benchmarks import calibration_plot, cells, framework_methods, records
 from benchmarks.ablations import ABLATIONS, sentence
 from benchmarks.budgets import budget_table
+from benchmarks.calibration_table import calibration_table
+from benchmarks.cells import Code
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
 from benchmarks.families import PUBLISHED, TASKS, current_code
@@ -21,12 +23,11 @@ from benchmarks.records import Row
 
 __all__ = ["ablation_tables", "framework_tables", "full_tables", "summary_table", "update"]
 
-MARK = "†"
-Code = Callable[[str, str], str]  # (task, condition) -> fingerprint of the code that makes its figures today
 FULL = ("<!-- tables:begin -->", "<!-- tables:end -->")
 ABLATED = ("<!-- ablations:begin -->", "<!-- ablations:end -->")
 FRAMEWORK = ("<!-- framework:begin -->", "<!-- framework:end -->")
 BUDGETS = ("<!-- budgets:begin -->", "<!-- budgets:end -->")
+CALIBRATION = ("<!-- calibration:begin -->", "<!-- calibration:end -->")
 SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
 NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
 # (name in the results, heading, format)
@@ -56,6 +57,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("coverage95_conformal", "in 95 %, conformal", ".3f"),
     ("coverage50_turned", "in 50 %, turned", ".3f"),
     ("coverage95_turned", "in 95 %, turned", ".3f"),
+    ("pit_distance", "PIT", ".3f"),
+    ("pit_distance_turned", "PIT, turned", ".3f"),
     ("nees_scaled", "NEES / d, scaled", ".2f"),
     ("coverage95_scaled", "in 95 %, scaled", ".3f"),
     ("coverage95_clean", "in 95 %, turned, clean third", ".3f"),
@@ -104,35 +107,35 @@ def full_tables(rows: Sequence[Row], code: Code) -> str:
         code: of today; methods with runs by other code are marked.
     """
     parts = []
-    for task, condition, budget in _groups(rows):
+    for task, condition, budget in cells.groups(rows):
         if (task, condition) in ABLATIONS or condition == framework_methods.CONDITION:
             continue
         group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
         title = ", ".join(part for part in (f"`{task}`", condition, f"budget {budget}") if part)
-        parts.append(f"### {title}\n\n{_task_table(task, group, code)}\n\n{_footer(group, code)}")
+        parts.append(f"### {title}\n\n{_task_table(task, group, code)}\n\n{cells.footer(group, code)}")
     return "\n\n".join(parts) or NOTHING
 
 
 def summary_table(rows: Sequence[Row], code: Code) -> str:
     """One line per task: the learned filter (with its default objective) beside the best classical one, the exact one and the paper."""
     lines = []
-    for task, condition, budget in _groups(rows):
+    for task, condition, budget in cells.groups(rows):
         group = [row for row in records.newest(rows) if (row["task"], row["condition"], row["budget"]) == (task, condition, budget)]
         ours = [row for row in group if task in SETTINGS and row["method"] == default_methods(task)[0]]
         if not ours or condition:
             continue
         best = _best([row for row in group if row["method"].startswith("pca-em")])
         oracle = [row for row in group if row["method"] == "oracle"]
-        name = f"`{task}`" + ("" if budget == "cpu" else f", budget {budget}") + _mark(group, code)
-        cells = [name, _figure(ours, "r2", ".4f"), _figure(best, "r2", ".4f"), _figure(oracle, "r2", ".4f")]
+        name = f"`{task}`" + ("" if budget == "cpu" else f", budget {budget}") + cells.mark(group, code)
+        line = [name, cells.figure(ours, "r2", ".4f"), cells.figure(best, "r2", ".4f"), cells.figure(oracle, "r2", ".4f")]
         quoted = [row.r2 for row in PUBLISHED.get(task, ()) if row.name.startswith("paper") and "re-run" not in row.name]
-        cells += [" / ".join(quoted), *(_figure(ours, key, form) for key, _, form in SUMMARY_COLUMNS)]
-        lines.append(cells)
+        line += [" / ".join(quoted), *(cells.figure(ours, key, form) for key, _, form in SUMMARY_COLUMNS)]
+        lines.append(line)
     if not lines:
         return NOTHING
     heads = ["task", "R², learned filter", "R², best PCA + Kalman filter", "R², exact filter", "R², paper", *(head for _, head, _ in SUMMARY_COLUMNS)]
     every = [row for row in records.newest(rows) if row["budget"] != "smoke"]
-    return f"{table(heads, lines)}\n\n{_footer(every, code)}"
+    return f"{table(heads, lines)}\n\n{cells.footer(every, code)}"
 
 
 def ablation_tables(rows: Sequence[Row], code: Code) -> str:
@@ -144,16 +147,16 @@ def ablation_tables(rows: Sequence[Row], code: Code) -> str:
         by_variant = {name: found for name, found in by_variant.items() if found}
         if not by_variant:
             continue
-        columns = [column for column in COLUMNS if column[0] in ABLATION_COLUMNS and any(_value(row, column[0]) is not None for row in group)]
+        columns = [column for column in COLUMNS if column[0] in ABLATION_COLUMNS and any(cells.value(row, column[0]) is not None for row in group)]
         lines = [
-            [ablation.variants[name].words + _mark(found, code), str(len(found)), *(_figure(found, key, form) for key, _, form in columns)]
+            [ablation.variants[name].words + cells.mark(found, code), str(len(found)), *(cells.figure(found, key, form) for key, _, form in columns)]
             for name, found in by_variant.items()
         ]
         means = {name: {key: mean(row["metrics"][key] for row in found) for key in ("r2", "mse", "coverage95")} for name, found in by_variant.items()}
         shown = table(["variant", "seeds", *(head for _, head, _ in columns)], lines)
         parts.append(f"**{ablation.question}** (`{task}`)\n\n{shown}\n\n{sentence(ablation, means)}")
     used = [row for row in records.newest(rows) if (row["task"], row["condition"]) in ABLATIONS and row["budget"] == "cpu"]
-    return "\n\n".join([*parts, _footer(used, code)]) if parts else NOTHING
+    return "\n\n".join([*parts, cells.footer(used, code)]) if parts else NOTHING
 
 
 def framework_tables(rows: Sequence[Row], code: Code) -> str:
@@ -166,12 +169,12 @@ def framework_tables(rows: Sequence[Row], code: Code) -> str:
             group = [row for row in used if (row["task"], row["method"]) == (task, name)]
             if group:
                 collapsed = f"{sum(row['metrics']['collapsed'] for row in group):.0f} of {len(group)}"
-                figures = (_figure(group, key, form) for key, form in (("latent_r2", ".4f"), ("r2", ".4f"), ("nis", ".2f"), ("fit_seconds", ".0f")))
-                lines.append([f"`{name}`" + _mark(group, code), method.model, method.entropy, *figures, collapsed])
+                figures = (cells.figure(group, key, form) for key, form in (("latent_r2", ".4f"), ("r2", ".4f"), ("nis", ".2f"), ("fit_seconds", ".0f")))
+                lines.append([f"`{name}`" + cells.mark(group, code), method.model, method.entropy, *figures, collapsed])
         if lines:
             heads = ["objective", "latent model", "entropy", "R² of the encoder", "R² of the filter", "NIS / m", "fit, s", "seeds that collapsed"]
             parts.append(f"### All objectives on `{task}`\n\n{table(heads, lines)}")
-    return "\n\n".join([*parts, _footer(used, code)]) if parts else NOTHING
+    return "\n\n".join([*parts, cells.footer(used, code)]) if parts else NOTHING
 
 
 def update(root: Path = records.ROOT) -> list[Path]:
@@ -183,6 +186,7 @@ def update(root: Path = records.ROOT) -> list[Path]:
         (root / "benchmarks" / "README.md", ABLATED, ablation_tables),
         (root / "benchmarks" / "README.md", FRAMEWORK, framework_tables),
         (root / "benchmarks" / "README.md", BUDGETS, budget_table),
+        (root / "benchmarks" / "README.md", CALIBRATION, calibration_table),
         (root / "README.md", SUMMARY, summary_table),
     )
     for path, markers, render in jobs:
@@ -196,20 +200,13 @@ def update(root: Path = records.ROOT) -> list[Path]:
     return list(dict.fromkeys(changed))
 
 
-def _groups(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """(task, condition, budget) with results, tasks in their own order."""
-    order = list(TASKS)
-    found = {(row["task"], row["condition"], row["budget"]) for row in rows if row["budget"] != "smoke"}
-    return sorted(found, key=lambda group: (order.index(group[0]) if group[0] in order else len(order), group))
-
-
 def _task_table(task: str, group: Sequence[Row], code: Code) -> str:
-    columns = [column for column in COLUMNS if any(_value(row, column[0]) is not None for row in group)]
+    columns = [column for column in COLUMNS if any(cells.value(row, column[0]) is not None for row in group)]
     lines = []
     for method in _methods(group):
         rows = [row for row in group if row["method"] == method]
         name = f"**`{method}`**" if method.startswith("ldm-") else f"`{method}`"
-        lines.append([name + _mark(rows, code), rows[0]["readout"], str(len(rows)), *(_figure(rows, key, form) for key, _, form in columns)])
+        lines.append([name + cells.mark(rows, code), rows[0]["readout"], str(len(rows)), *(cells.figure(rows, key, form) for key, _, form in columns)])
     for quoted in PUBLISHED.get(task, ()):
         if quoted.condition not in (None, group[0]["condition"]):
             continue
@@ -228,38 +225,6 @@ def _best(rows: Sequence[Row]) -> list[Row]:
     """The runs of the method with the best mean R2."""
     by_method = [[row for row in rows if row["method"] == name] for name in sorted({row["method"] for row in rows})]
     return max(by_method, key=lambda group: mean(row["metrics"]["r2"] for row in group), default=[])
-
-
-def _figure(rows: Sequence[Row], name: str, form: str) -> str:
-    """Mean, and from two seeds on the standard deviation over seeds."""
-    values = [value for row in rows if (value := _value(row, name)) is not None]
-    if not values:
-        return ""
-    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
-
-
-def _value(row: Row, name: str) -> float | None:
-    """A figure of a run. The time of a fit is CPU time, where it was measured and the fit ran on one thread; else wall time."""
-    if name == "fit_seconds" and row["device"].endswith("threads: 1") and "fit_cpu_seconds" in row["metrics"]:
-        name = "fit_cpu_seconds"
-    return row["metrics"].get(name)
-
-
-def _old(row: Row, code: Code) -> bool:
-    return row["code"] != code(row["task"], row["condition"])
-
-
-def _mark(rows: Sequence[Row], code: Code) -> str:
-    return f" {MARK}" if any(_old(row, code) for row in rows) else ""
-
-
-def _footer(rows: Sequence[Row], code: Code) -> str:
-    """Machines and versions of the runs, and what the mark means where it stands."""
-    devices = "; ".join(sorted({row["device"] for row in rows}))
-    versions = "; ".join(sorted({", ".join(f"{name} {number}" for name, number in row["versions"].items()) for row in rows}))
-    old = sorted({row["commit"] for row in rows if _old(row, code)})
-    note = f" {MARK} made by other code than today's ({', '.join(old)})." if old else ""
-    return f"{devices}; {versions}.{note}"
 
 
 if __name__ == "__main__":

@@ -151,6 +151,17 @@ def test_calibrated_errors_pass_every_check() -> None:
     assert row["nll"] == pytest.approx(stats.multivariate_normal(cov=COV).entropy(), abs=0.03)
 
 
+def test_the_distance_of_the_pit_is_that_of_kolmogorov_and_smirnov() -> None:
+    truth = draws((40, 50), 9)
+    std, mask = np.sqrt(np.diag(COV)) * [1.0, 0.5], np.random.default_rng(0).random((40, 50)) < 0.7
+    found = [stats.kstest(truth[mask][:, d] / std[d], "norm").statistic for d in range(2)]
+    assert metrics.pit_distance(np.zeros_like(truth), std, truth, mask) == pytest.approx(max(found)) and found[1] > 2 * found[0]
+    first = mask[..., None] & [True, False]
+    assert metrics.pit_distance(np.zeros_like(truth), std, truth, first) == pytest.approx(found[0])
+    assert metrics.scores(np.zeros_like(truth), np.diag(std**2), truth, mask)["pit_distance"] == pytest.approx(max(found))
+    assert metrics.pit_distance([0.0, 0.0], [1.0, 1.0], [9.0, 9.0]) == pytest.approx(1.0)
+
+
 def test_overconfidence_is_seen() -> None:
     truth = draws((2000,), 10)
     row = metrics.scores(np.zeros_like(truth), COV / 4, truth)

@@ -6,18 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm_filter.data.windows import Windows
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.fitting import Plan
-from ldm_filter.metrics import covariance_regression, variance_scale
+from ldm_filter.metrics import covariance_regression, gaussian_log_likelihood, variance_scale
 from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import Readout, fit_readout
 from ldm_filter.types import Gaussian
 
-__all__ = ["Beliefs", "beliefs", "fit_observation_readout", "rescale", "turn_covariance"]
+__all__ = ["Beliefs", "beliefs", "fit_observation_readout", "rescale", "turn_covariance", "turning_pays"]
+
+FEWEST_SERIES = 8  # by which a covariance is chosen: fewer tell no standard error
+MOST_JUDGED = 20_000  # steps, about: of more every second, third ... series
+STEPS_PER_NUMBER = 10
 
 
 class Beliefs(NamedTuple):
@@ -73,10 +78,45 @@ def turn_covariance(readout: Readout | TargetHead, belief: Gaussian, targets: Te
     """
     if not readout.full:
         raise ValueError(f"covariance is 'state-dependent', which {targets.shape[-1]} targets are too many for; leave it at 'constant'")
+    mean, error, cov, complete = _errors(readout, belief, targets, observed)
+    readout.turn(covariance_regression(mean, error, cov, complete))
+
+
+@torch.no_grad()
+def turning_pays(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> bool:
+    """Whether a covariance that depends on the mean makes the errors of series that it was not fitted on likelier, ``(B, T, D)`` as `turn_covariance`.
+
+    Every second series is judged by what the others taught, and the other way round. With g the gain in mean log-likelihood per step of each of N
+    series, it pays where mean(g) > std(g) / N^(1/2): by more than one standard error, as Breiman et al. 1984 choose the larger of two models. It
+    does not where fewer than 8 series have steps with all targets, or half of them have fewer than 10 such steps for each number to be fitted, or
+    where there are more targets than a covariance is kept for.
+    """
+    if not readout.full:
+        return False
+    mean, error, cov, complete = _errors(readout, belief, targets, observed)
+    whole = np.flatnonzero(complete.any(1))
+    every = min(int(complete.sum()) // MOST_JUDGED, len(whole) // FEWEST_SERIES)
+    used = np.isin(np.arange(len(complete)), whole[:: max(1, every)])
+    complete = complete & used[:, None]
+    number = np.unique(np.nonzero(complete)[0], return_inverse=True)[1]  # of the series that each step belongs to
+    mean, error, cov = mean[complete], error[complete], cov[complete]
+    odd, size = number % 2 == 1, mean.shape[-1]
+    numbers = size * (size + 1) // 2 + size * (1 + size) + 1
+    if len(whole) < FEWEST_SERIES or min(odd.sum(), (~odd).sum()) < STEPS_PER_NUMBER * numbers:
+        return False
+    gain = -gaussian_log_likelihood(np.zeros_like(error), cov, error)
+    for judged in (odd, ~odd):
+        turned = covariance_regression(mean[~judged], error[~judged], cov[~judged]).apply(mean[judged], cov[judged])
+        gain[judged] += gaussian_log_likelihood(np.zeros_like(error[judged]), turned, error[judged])
+    gains = np.bincount(number, gain) / np.bincount(number)
+    return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
+def _errors(readout: Readout | TargetHead, belief: Gaussian, targets: Tensor, observed: Tensor) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Mean, error and covariance of a read-out in float64, and at which steps ``(B, T)`` all targets are observed."""
     mean, cov = (part.double().numpy() for part in readout(belief))
-    shape = (*mean.shape, mean.shape[-1])
     error = torch.where(observed, targets, 0.0).double().numpy() - mean
-    readout.turn(covariance_regression(mean, error, np.broadcast_to(cov, shape), observed.all(-1).numpy()))
+    return mean, error, np.broadcast_to(cov, (*mean.shape, mean.shape[-1])), observed.all(-1).numpy()
 
 
 @torch.no_grad()

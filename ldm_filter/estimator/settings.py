@@ -57,7 +57,7 @@ CHOICES = {
     "transition_cov": ("full", "diagonal"),
     "observation": ("learned", "selector"),
 }
-READOUT_COVARIANCES = ("constant", "state-dependent")
+READOUT_COVARIANCES = ("auto", "constant", "state-dependent")
 CALIBRATED_COVARIANCES = ("scaled", "state-dependent")
 # Parts of a model that the first files did not hold.
 LATER = ("turn_base", "turn_direction", "turn_centre", "turn_scale", "turn_power", "turn_level", "unrest")

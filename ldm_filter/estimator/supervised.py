@@ -17,7 +17,7 @@ from ldm_filter.estimator import fitting, settings
 from ldm_filter.estimator.context import to_device
 from ldm_filter.estimator.fitting import Plan
 from ldm_filter.estimator.queries import Queries
-from ldm_filter.estimator.readouts import rescale, turn_covariance
+from ldm_filter.estimator.readouts import rescale, turn_covariance, turning_pays
 from ldm_filter.models.head import TargetHead
 from ldm_filter.models.latent_filter import LatentFilter
 from ldm_filter.models.readout import fit_readout, split_off
@@ -87,7 +87,7 @@ class Supervised(Queries):
         data: Any,
         targets: Any,
         kind: str | None = None,
-        covariance: str = "constant",
+        covariance: str = "auto",
         inputs: Any = None,
         times: Any = None,
         validation: tuple[Any, Any] | None = None,
@@ -101,6 +101,8 @@ class Supervised(Queries):
             covariance: of what the read-out cannot explain. ``"constant"``: one for all steps, beside the filter's own.
                 ``"state-dependent"``: it turns and stretches with the estimate, for targets that move on a curve (along which their errors
                 lie, so that one ellipse for all steps holds no level rightly); see `ldm_filter.metrics.covariance_regression`.
+                ``"auto"``: the second where it makes the targets of series that it was not fitted on likelier by more than one standard
+                error over series, which takes at least 8 series (of a network's read-out, of the fifth that judges it); else the first.
             validation: (data, targets) that no fit has seen: all covariances are then scaled by one factor so that NEES / d is 1 there
                 (`ldm_filter.metrics.variance_scale`); for a model without inputs.
 
@@ -121,9 +123,9 @@ class Supervised(Queries):
                 f"targets {few} are known at fewer than {FEWEST_STEPS} steps, which leaves nothing to regress on; give more, or leave them out"
             )
         fitted = fit_readout(belief, values, observed, kind or self.readout)
-        if covariance == "state-dependent":
-            known = (belief, values, observed)
-            turn_covariance(fitted, *(known if fitted.kind == "linear" else split_off(*known)[1]))
+        known = (belief, values, observed) if fitted.kind == "linear" else split_off(belief, values, observed)[1]
+        if covariance == "state-dependent" or (covariance == "auto" and turning_pays(fitted, *known)):
+            turn_covariance(fitted, *known)
         self.target_scale_ = 1.0 if validation is None else rescale(fitted, *self._regression(*validation, None, None, names)[:3])
         self.target_readout_ = fitted.to(self._model().encoder.center.device)
         self.target_names_ = names

@@ -212,18 +212,13 @@ def pit_distance(mean: Any, std: Any, truth: Any, mask: Any = None) -> float:
     0 where the forecast is calibrated; a forecast that is biased, too wide or too narrow raises it. Chance alone leaves about 0.9 N^(-1/2) of N
     independent values, and more of steps that err alike. Arguments as `crps_normal`, a dimension without an entry that counts takes no part.
 
-    Raises:
-        ValueError: as `crps_normal`, and where nothing counts.
-
     >>> z = stats.norm.ppf((np.arange(100) + 0.5) / 100)
     >>> [round(pit_distance(np.zeros(100), std * np.ones(100), z), 3) for std in (1.0, 3.0)]
     [0.005, 0.23]
     """
-    values = pit(mean, std, truth, mask)
-    found = [_from_uniform(column[~np.isnan(column)]) for column in values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1).T]
-    if not any(found):
-        raise ValueError("mask leaves no entry that counts; there is no PIT to judge")
-    return max(found)
+    z, _, counts = _standardised(mean, std, truth, mask)
+    ranks = stats.norm.cdf(z)
+    return max(_from_uniform(ranks[..., d][counts[..., d]]) for d in range(ranks.shape[-1]))
 
 
 def _from_uniform(values: Array) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import dot_methods
-from benchmarks.dot_tasks import _jumps, _noise_levels
+from benchmarks.dot_judge import _jumps, _noise_levels
 
 
 def test_jumps_are_told_by_the_covariance_of_the_step_after() -> None:

@@ -24,7 +24,11 @@ def test_the_transition_for_torch_is_the_generators(held: bool) -> None:
 def test_the_truth_gets_full_marks_and_decibels_are_those_of_the_error() -> None:
     data = Bench("lorenz", "10 dB", settings_of("lorenz", "smoke"), 0)
     cov = np.broadcast_to(0.25 * np.eye(3), (*data.test.states.shape, 3))
-    figures = evaluate(Estimate(data.test.states + 0.5, cov, 1.0, (data.test.states + 0.05, cov)), data)
+    nis = np.ones(data.test.states.shape[:2])
+    assert data.validation.states.shape == data.test.states.shape and not np.array_equal(data.validation.states, data.test.states)
+    held = Estimate(data.validation.states + 1.0, cov)  # twice as far as the covariance says: times four on the test as well
+    figures = evaluate(Estimate(data.test.states + 0.5, cov, nis, (data.test.states + 0.05, cov)), held, data)
+    assert figures["nees_scaled"] == pytest.approx(0.25, abs=1e-4)
     assert figures["db"] == pytest.approx(10 * np.log10(0.25), abs=1e-4) and figures["nees"] == pytest.approx(1.0, abs=1e-4)
     assert figures["db_smoothed"] == pytest.approx(10 * np.log10(0.0025), abs=1e-3) and figures["nis"] == 1.0
 

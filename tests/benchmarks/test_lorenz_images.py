@@ -40,6 +40,8 @@ def test_a_smoke_run_of_every_method(tmp_path: Path) -> None:
     assert set(rows) == set(lorenz_image_methods.default_methods(TASK))
     assert rows["oracle"]["db"] < rows["pca-affine"]["db"]
     assert all("coverage95" in figures and "nll" in figures for figures in rows.values())
+    for name in ("ldm-polynomial", "ldm-log-det"):
+        assert {"nis_low", "coverage95_scaled", "coverage95_turned", "coverage95_scaled_high", "pit_distance_turned"} < set(rows[name])
 
 
 def test_unknown_names_are_refused() -> None:

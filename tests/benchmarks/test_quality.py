@@ -13,8 +13,10 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from benchmarks import dot_methods, families, markdown, quality, records, tables
-from benchmarks.dot_tasks import PUBLISHED, SETTINGS, Bench, Estimate, evaluate, evaluate_oracle, settings_of
+from benchmarks import cells, dot_methods, families, markdown, quality, records, tables
+from benchmarks.calibration_table import calibration_table
+from benchmarks.dot_judge import Estimate, evaluate, evaluate_oracle
+from benchmarks.dot_tasks import PUBLISHED, SETTINGS, Bench, settings_of
 from ldm_filter import metrics
 
 TASK = "circular-constant-noise"
@@ -43,8 +45,12 @@ def test_a_smoke_run_writes_whole_lines_and_is_not_repeated(tmp_path: Path) -> N
     assert all(tuple(entry) == records.FIELDS for entry in rows)
     learned, classical, unfiltered, oracle = (entry["metrics"] for entry in rows)
     names = "r2 r2_x r2_y mse excess nis nees coverage50 coverage80 coverage95 nll crps fit_seconds fit_cpu_seconds"
-    turned = "nll_turned nees_turned coverage50_turned coverage80_turned coverage95_turned nll_scaled nees_scaled coverage95_scaled"
-    assert set(learned) == set(names.split() + turned.split())
+    kept = "nll nees coverage50 coverage80 coverage95 pit_distance".split()
+    others = {f"{name}_{variant}" for name in kept for variant in ("turned", "scaled")}
+    bounded = ["nis", *(f"{name}{variant}" for name in ("nees", "coverage95") for variant in ("", "_turned", "_scaled"))]
+    bounds = {f"{name}_{end}" for name in bounded for end in ("low", "high")}
+    assert set(learned) == {*names.split(), *kept} | others | bounds
+    assert all(learned[f"{name}_low"] <= learned[name] <= learned[f"{name}_high"] for name in bounded)
     assert oracle["r2"] > max(learned["r2"], classical["r2"]) and min(learned["r2"], classical["r2"]) > unfiltered["r2"]
     assert oracle["excess"] == 0.0 and learned["excess"] == pytest.approx(learned["mse"] / oracle["mse"] - 1)
     assert all(entry["code"] == quality.family_of(TASK).code() and entry["cpu_seconds"] >= 0 for entry in rows)
@@ -120,7 +126,9 @@ def test_evaluate_of_a_known_filter_gives_its_known_figures() -> None:
     def known(position: np.ndarray, noise_var: np.ndarray) -> Estimate:
         std = 0.05 + 0.1 * noise_var[..., None]
         cov = std[..., None] ** 2 * (matrix @ matrix.T)
-        return Estimate((position + std * rng.standard_normal(position.shape)) @ matrix.T, cov, 1.25, noise_var[..., None, None] * np.eye(2) + 1.0)
+        return Estimate(
+            (position + std * rng.standard_normal(position.shape)) @ matrix.T, cov, np.full(std.shape[:2], 1.25), noise_var[..., None, None] * np.eye(2) + 1.0
+        )
 
     test = known(data.test.position, data.test.noise_var)
     figures = evaluate(known(data.readout.position, data.readout.noise_var), test, data)
@@ -133,6 +141,8 @@ def test_evaluate_of_a_known_filter_gives_its_known_figures() -> None:
     assert figures["coverage95_turned"] == pytest.approx(0.95, abs=0.02)  # nothing here turns with the position
     assert figures["coverage95_scaled"] == pytest.approx(0.95, abs=0.02)  # nothing here needs scaling
     assert figures["nll_turned"] == pytest.approx(figures["nll"], abs=0.05)
+    assert figures["pit_distance"] < 0.03 and figures["nees_low"] < 1.0 < figures["nees_high"]
+    assert figures["coverage95_low"] < 0.95 < figures["coverage95_high"]
     assert figures["noise_corr"] == pytest.approx(1.0) and figures["nis"] == 1.25
     assert figures["excess"] == pytest.approx(figures["mse"] / evaluate_oracle(data)["mse"] - 1)
 
@@ -175,7 +185,7 @@ def test_a_line_from_before_code_and_cpu_time_were_kept_is_old_code(tmp_path: Pa
     early = {name: value for name, value in row().items() if name not in records.LATER}
     (tmp_path / f"{TASK}.jsonl").write_text(json.dumps(early) + "\n")
     assert records.read(tmp_path) == [early | {"cpu_seconds": None, "code": ""}]
-    assert tables.MARK in tables.full_tables(records.read(tmp_path), today)
+    assert cells.MARK in tables.full_tables(records.read(tmp_path), today)
 
 
 def test_a_clock_tells_work_from_waiting() -> None:
@@ -230,7 +240,7 @@ def test_tables_hold_mean_and_spread_whatever_the_order() -> None:
     assert text == tables.full_tables(rows[::-1], today)
     assert f"| **`ldm-log-det`** | affine | 3 | {mean(values):.4f} ± {stdev(values):.4f} | 1.00 ± 0.00 |" in text
     assert "| `oracle` | none | 1 | 0.9970 | – |" in text
-    assert "0.1234" not in text and tables.MARK not in text
+    assert "0.1234" not in text and cells.MARK not in text
     marked = tables.full_tables([*rows[1:], rows[0] | {"commit": "old", "code": "0ld"}], today)
     assert "**`ldm-log-det`** †" in marked and "`oracle` |" in marked and "† made by other code than today's (old)" in marked
 
@@ -242,6 +252,22 @@ def test_the_summary_names_the_best_classical_filter_and_the_paper() -> None:
     assert "| `figure8` | 0.9900 | 0.9700 | 0.9990 | .990 / .991 |" in text
     assert tables.summary_table([], today) == tables.full_tables([], today) == tables.NOTHING
     assert set(PUBLISHED) <= set(SETTINGS)
+
+
+def test_the_calibration_table_says_what_reaches_the_goal() -> None:
+    """Means over seeds with their bounds; rows of older code lack some figures, and then say nothing of them."""
+    ends = {"nees_low": 0.9, "nees_high": 1.1, "coverage95_low": 0.93, "coverage95_high": 0.96}
+    told = {"nis": 1.0, "nees": 1.0, "coverage95": 0.945, "coverage95_turned": 0.975, "coverage95_scaled": 0.95, "pit_distance": 0.02}
+    rows = [row(metrics=told | ends), row(seed=1, metrics=told | ends | {"coverage95": 0.935, "coverage95_low": 0.91})]
+    line = calibration_table([*rows, row(method="oracle", metrics=told), row(method="ldm-knn", metrics=told)], today).splitlines()[2:4]
+    assert line[0] == (
+        f"| `{TASK}` | `ldm-log-det` | 1.00 | 1.00 [0.90, 1.10] | 0.940 [0.920, 0.960] | 0.975 | 0.950 | 0.020 / – | reached / **short** / reached |"
+    )
+    assert line[1] == ""  # neither the oracle nor methods beside the default ones
+    old = calibration_table([*rows, row(seed=2, metrics={"nis": 1.0, "coverage95": 0.9})], today).splitlines()
+    assert old[2] == f"| `{TASK}` | `ldm-log-det` | 1.00 | – | 0.927 | – | – | – | reached / – / – |"
+    assert old[4] == "In 92 to 97 %: plain 1 of 1, turned 0 of 0, scaled 0 of 0."
+    assert calibration_table([row(method="oracle")], today) == "No results yet."
 
 
 def test_update_rewrites_between_the_markers_only(tmp_path: Path) -> None:
@@ -271,6 +297,7 @@ def test_the_time_of_a_fit_is_cpu_time_where_that_is_known_and_one_thread_ran() 
         ("benchmarks/README.md", tables.FULL, tables.full_tables),
         ("benchmarks/README.md", tables.ABLATED, tables.ablation_tables),
         ("benchmarks/README.md", tables.BUDGETS, tables.budget_table),
+        ("benchmarks/README.md", tables.CALIBRATION, tables.calibration_table),
         ("README.md", tables.SUMMARY, tables.summary_table),
     ],
 )
@@ -278,7 +305,7 @@ def test_no_figure_in_the_readmes_is_typed(path: str, markers: tuple[str, str], 
     """What stands between the markers is what the results give; only the marks of age follow the commit of the day."""
 
     def ageless(text: str) -> str:
-        return re.sub(rf" ?{tables.MARK}( made by .*\.$)?", "", text, flags=re.MULTILINE)
+        return re.sub(rf" ?{cells.MARK}( made by .*\.$)?", "", text, flags=re.MULTILINE)
 
     text = (records.ROOT / path).read_text(encoding="utf-8")
     fresh = markdown.replace_between(text, markers, render(records.read(records.RESULTS), today))  # type: ignore[operator]

@@ -52,6 +52,8 @@ def test_the_judge_counts_what_was_asked_for() -> None:
     assert found["crps"] == pytest.approx((np.sqrt(2) - 1) / np.sqrt(np.pi) * np.sqrt(1) + 0.0, abs=0.4)
     assert found["coverage80"] == pytest.approx(0.8, abs=0.02)
     assert found["coverage95"] == pytest.approx(0.95, abs=0.02)
+    assert found["nees_low"] < 1.0 < found["nees_high"] and found["pit_distance"] < 0.05
+    assert judge(bench, np.stack([np.zeros((50, 40)), np.full((50, 40), 5.0)], -1), np.ones_like(truth))["pit_distance"] > 0.9  # the worse channel
     gaps = np.where(np.arange(40)[:, None] % 10 < 2, np.nan, truth)
     estimate = np.where(np.isnan(gaps), truth + 0.5, 1e9)
     assert judge(Bench([truth[0]], gaps, truth), estimate, np.ones_like(truth))["rmse"] == pytest.approx(0.5)
