@@ -50,10 +50,40 @@ def test_the_covariance_of_targets_may_turn_with_the_state(fitted: LDMFilter, tm
     older = {name: value for name, value in tensors.items() if not name.endswith(("turn_power", "turn_level"))}
     save_checkpoint(tmp_path / "older.safetensors", older, config)  # written before errors had a power of their own
     assert np.isfinite(LDMFilter.load(tmp_path / "older.safetensors").filter(data).target_cov.values).all()
-    with pytest.raises(ValueError, match="covariance is 'round', expected one of 'constant', 'state-dependent'"):
+    with pytest.raises(ValueError, match="covariance is 'round', expected one of 'auto', 'constant', 'state-dependent'"):
         model.fit_readout(data, places, covariance="round")
     with pytest.raises(ValueError, match="40 targets are too many"):
         model.fit_readout(data, np.tile(places, 20), kind="linear", covariance="state-dependent")
+
+
+def test_the_covariance_turns_by_itself_where_other_series_gain_by_it(fitted: LDMFilter, tmp_path: Path) -> None:
+    """Targets on a circle gain, a linear map with noise does not, and of few series or few steps nobody can tell."""
+    model, rng = LDMFilter.load(_saved(fitted, tmp_path)), np.random.default_rng(0)
+    data = np.stack([waves(100, seed) for seed in range(12)])
+    states = model.filter(data).filtered_mean.values
+    slip = np.arctan2(states[..., 1], states[..., 0]) + 0.2 * rng.normal(size=states.shape[:2])
+    circle, line = np.stack([np.cos(slip), np.sin(slip)], -1), states[..., :2] + rng.normal(size=(12, 100, 2))
+
+    def chosen(rows: slice, steps: slice, truth: np.ndarray) -> str:
+        """Which of the two the default is."""
+        given = data[rows, steps], truth[rows, steps]
+        cov = {kind: _target_cov(model, *given, covariance=kind) for kind in ("constant", "state-dependent", "auto")}
+        assert not np.allclose(cov["constant"], cov["state-dependent"])
+        np.testing.assert_array_equal(_target_cov(model, *given), cov["auto"])
+        return next(kind for kind, found in cov.items() if np.array_equal(found, cov["auto"]))
+
+    everything = slice(None)
+    assert chosen(everything, everything, circle) == "state-dependent"
+    assert chosen(everything, everything, line) == "constant"
+    assert chosen(slice(7), everything, circle) == "constant"
+    assert chosen(everything, slice(12), circle) == "constant"
+    known = np.where(np.arange(12)[:, None, None] < 7, circle, np.nan)  # series without targets tell nothing
+    assert chosen(everything, everything, known) == "constant"
+    model.fit_readout(data, np.tile(circle, 20), kind="linear")  # more targets than a covariance is kept for
+
+
+def _target_cov(model: LDMFilter, data: np.ndarray, targets: np.ndarray, **covariance: str) -> np.ndarray:
+    return model.fit_readout(data, targets, kind="linear", **covariance).filter(data).target_cov.values
 
 
 def _saved(model: LDMFilter, folder: Path) -> Path:

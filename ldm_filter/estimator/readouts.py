@@ -22,7 +22,7 @@ __all__ = ["Beliefs", "beliefs", "fit_observation_readout", "rescale", "turn_cov
 
 FEWEST_SERIES = 8  # by which a covariance is chosen: fewer tell no standard error
 MOST_JUDGED = 20_000  # steps, about: of more every second, third ... series
-STEPS_PER_NUMBER = 10
+STEPS_PER_NUMBER, JUDGED_ITERATIONS = 10, 100
 
 
 class Beliefs(NamedTuple):
@@ -106,7 +106,7 @@ def turning_pays(readout: Readout, belief: Gaussian, targets: Tensor, observed: 
         return False
     gain = -gaussian_log_likelihood(np.zeros_like(error), cov, error)
     for judged in (odd, ~odd):
-        turned = covariance_regression(mean[~judged], error[~judged], cov[~judged]).apply(mean[judged], cov[judged])
+        turned = covariance_regression(mean[~judged], error[~judged], cov[~judged], iterations=JUDGED_ITERATIONS).apply(mean[judged], cov[judged])
         gain[judged] += gaussian_log_likelihood(np.zeros_like(error[judged]), turned, error[judged])
     gains = np.bincount(number, gain) / np.bincount(number)
     return bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
