@@ -1,7 +1,8 @@
 """Lorenz after KalmanNet as benchmark tasks: settings, data, what is known of the model, and how an estimate of the state is judged.
 
     train     noisy observations, 1000 series of 100 steps, from places on the attractor; the states beside them for supervised methods
-    validation, test      fresh series (every figure; the first says what scaled covariances are scaled by); `lorenz`: from (1, 1, 1), as published; `lorenz-decimation`: from places on the attractor
+    test      fresh series (every figure); `lorenz`: from (1, 1, 1), as published; `lorenz-decimation`: from places on the attractor
+    validation  series like those of the test, a tenth as many or as many: by their NEES / d the scaled covariances are scaled
 
 The published training series all start at (1, 1, 1). Where the noise is small they are then one and the same trajectory, which visits a part of
 the attractor: enough for methods that are given the transition, no ground to learn it from. So training starts everywhere here.

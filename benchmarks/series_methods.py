@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.records import Clock, Outcome, checkpoint
 from benchmarks.calibration import consistency, variant
+from benchmarks.records import Clock, Outcome, checkpoint
 from benchmarks.series_tasks import CALIBRATED, TASKS, Bench, Task, judge
 from ldm_filter import LDMFilter, metrics
 from ldm_filter.baselines import HoldLast, LinearInterpolation, SeasonalNaive, VARKalman

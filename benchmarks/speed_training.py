@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.dot_methods import fit_ldm
 from benchmarks.dot_judge import evaluate
+from benchmarks.dot_methods import fit_ldm
 from benchmarks.dot_tasks import bench
 
 __all__ = ["GOAL", "until_good"]

@@ -17,7 +17,7 @@ from benchmarks.calibration_table import calibration_table
 from benchmarks.cells import Code
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
-from benchmarks.families import PUBLISHED, TASKS, current_code
+from benchmarks.families import PUBLISHED, current_code
 from benchmarks.markdown import replace_between, table
 from benchmarks.records import Row
 
@@ -169,7 +169,9 @@ def framework_tables(rows: Sequence[Row], code: Code) -> str:
             group = [row for row in used if (row["task"], row["method"]) == (task, name)]
             if group:
                 collapsed = f"{sum(row['metrics']['collapsed'] for row in group):.0f} of {len(group)}"
-                figures = (cells.figure(group, key, form) for key, form in (("latent_r2", ".4f"), ("r2", ".4f"), ("nis", ".2f"), ("fit_seconds", ".0f")))
+                figures = (
+                    cells.figure(group, key, form) for key, form in (("latent_r2", ".4f"), ("r2", ".4f"), ("nis", ".2f"), ("fit_seconds", ".0f"))
+                )
                 lines.append([f"`{name}`" + cells.mark(group, code), method.model, method.entropy, *figures, collapsed])
         if lines:
             heads = ["objective", "latent model", "entropy", "R² of the encoder", "R² of the filter", "NIS / m", "fit, s", "seeds that collapsed"]
@@ -206,7 +208,9 @@ def _task_table(task: str, group: Sequence[Row], code: Code) -> str:
     for method in _methods(group):
         rows = [row for row in group if row["method"] == method]
         name = f"**`{method}`**" if method.startswith("ldm-") else f"`{method}`"
-        lines.append([name + cells.mark(rows, code), rows[0]["readout"], str(len(rows)), *(cells.figure(rows, key, form) for key, _, form in columns)])
+        lines.append(
+            [name + cells.mark(rows, code), rows[0]["readout"], str(len(rows)), *(cells.figure(rows, key, form) for key, _, form in columns)]
+        )
     for quoted in PUBLISHED.get(task, ()):
         if quoted.condition not in (None, group[0]["condition"]):
             continue

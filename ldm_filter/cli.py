@@ -170,7 +170,15 @@ def _fit_parser() -> ArgumentParser:
     parser.add_argument("--validation", type=float | str | None, default=0.1, help="held-out file, or share of the data to hold out, or null")
     parser.add_argument("--log", type=str | None, default=None, help="JSONL file; a line per epoch is appended")
     parser.add_argument("--compare", nargs="*", type=str, default=[], help="estimators whose gradients the log compares with the objective's")
+    parser.add_argument("--inputs", nargs="*", type=str, default=[], help="columns of the data that are known inputs, of the other files as well")
     parser.add_argument("--targets", nargs="*", type=str, default=[], help="files with a row per step of the data: quantities to learn a read-out of")
+    parser.add_argument("--validation-targets", nargs="*", type=str, default=[], help="the same of the held-out file")
+    parser.add_argument(
+        "--calibrate-targets",
+        type=Literal["scaled", "state-dependent"] | None,
+        default=None,
+        help="after the fit set the targets' covariance on the held-out file: scaled (by one factor), or state-dependent; null: as trained",
+    )
     parser.add_argument("--supervision", type=float | None, default=None, help="weight of the targets, up to 1, the targets alone; null: 1, or 0.5")
     parser.add_argument("--warm-up", type=int, default=0, help="epochs in which the encoder alone learns to see the targets, before the others")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")

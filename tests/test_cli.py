@@ -134,7 +134,7 @@ def test_every_model_option_arrives(tmp_path: Path, folder: Path, monkeypatch: p
     out, told = str(tmp_path / "m.safetensors"), ["--supervision", "0.3", "--warm-up", "2"]
     main(["fit", str(folder / "data.csv"), *words, "--dtype", "float64", "--validation", "null", "--out", out, "--compare", "kde", "--quiet", *told])
     wanted |= {"dtype": torch.float64, "validation": None, "progress": False, "log_path": None, "path": out, "compare": ["kde"]}
-    wanted |= {"targets": None, "supervision": 0.3, "warm_up": 2}
+    wanted |= {"targets": None, "supervision": 0.3, "warm_up": 2, "inputs": None, "validation_inputs": None, "validation_targets": None}
     assert seen == wanted
 
 
@@ -281,7 +281,7 @@ def test_a_missing_extra_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_exceptions_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: LDMFilter, data: Any) -> None:
+    def broken(self: LDMFilter, data: Any, inputs: Any) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(LDMFilter, "filter", broken)
@@ -318,6 +318,56 @@ def test_targets_from_a_file(folder: Path, tmp_path: Path) -> None:
     further = ["--targets", str(tmp_path / "targets.csv"), "--supervision", "0.5", "--warm-up", "1"]
     main(["fit", str(folder / "data.csv"), "--out", str(model), *FIT, *further])
     assert LDMFilter.load(model).filter(frame()).target.values.tolist() == ["mean"]
+
+
+def test_targets_are_calibrated_on_the_held_out_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("day", 0), ("sunday", 5)):
+        write(frame(seed), tmp_path / f"{name}.csv")
+        write(pd.DataFrame({"mean": frame(seed).mean(axis=1).fillna(0.0)}), tmp_path / f"{name}-truth.csv")
+    words = ["fit", "day.csv", "--targets", "day-truth.csv", "--validation", "sunday.csv", "--validation-targets", "sunday-truth.csv"]
+    main([*words, "--out", "plain.safetensors", *FIT])
+    plain = LDMFilter.load("plain.safetensors").filter(frame(5))
+    for covariance in ("scaled", "state-dependent"):
+        main([*words, "--calibrate-targets", covariance, "--out", "told.safetensors", *FIT])
+        told = LDMFilter.load("told.safetensors").filter(frame(5))
+        expected = LDMFilter.load("plain.safetensors").calibrate_targets(frame(5), read("sunday-truth.csv"), covariance).filter(frame(5))
+        xr.testing.assert_allclose(told, expected)
+        np.testing.assert_allclose(told.target_mean, plain.target_mean)
+        assert not np.allclose(told.target_cov, plain.target_cov, rtol=1e-3)
+
+
+def test_columns_are_known_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Named once, in the fit; a forecast finds those of the steps to come in the last rows."""
+    monkeypatch.chdir(tmp_path)
+    data = frame().assign(valve=np.sin(np.arange(90) / 7), pump=np.cos(np.arange(90) / 5))
+    ahead = data.copy()
+    ahead.loc[ahead.index[-5:], ["heat", "load", "wind"]] = np.nan
+    write(data, tmp_path / "data.csv")
+    write(ahead, tmp_path / "ahead.csv")
+    main(["fit", "data.csv", "--inputs", "pump", "valve", "--validation", "data.csv", "--out", "m.safetensors", *FIT])
+    model, known = LDMFilter.load("m.safetensors"), data[["pump", "valve"]]
+    assert list(model.labels_.channels) == ["heat", "load", "wind"] and list(model.input_labels_.channels) == ["pump", "valve"]
+    main(["filter", "data.csv", "--model", "m.safetensors", "--out", "states.nc"])
+    np.testing.assert_allclose(read("states.nc").filtered_mean, model.filter(frame(), inputs=known).filtered_mean, rtol=1e-5)
+    main(["forecast", "ahead.csv", "--model", "m.safetensors", "--horizon", "5", "--out", "next.csv"])
+    np.testing.assert_allclose(read("next.csv").to_numpy(), model.forecast(frame().iloc[:-5], 5, inputs=known).to_numpy(), rtol=1e-5)
+    main(
+        ["compare", "data.csv", "--model", "m.safetensors", "--train", "data.csv", "--baselines", "hold-last", "--horizon", "3", "--out", "table.csv"]
+    )
+    main(["report", "data.csv", "--model", "m.safetensors", "--out", "report.html"])
+    assert "pump" in (tmp_path / "report.html").read_text()
+    write(values(), tmp_path / "data.npy")
+    for words, told in (
+        ("forecast data.csv --model m.safetensors --horizon 5", "the last 5 rows must hold those of the steps to forecast"),
+        ("fit data.csv --inputs tap --out n", "inputs ['tap'] are no columns of the data"),
+        ("fit data.csv --inputs heat load wind pump valve --out n", "leave at least one that is observed"),
+        ("fit data.npy --inputs tap --out n", "columns of a table, and the data are a ndarray"),
+        ("fit data.csv --calibrate-targets scaled --out n", "--calibrate-targets needs --targets"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words.split())
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

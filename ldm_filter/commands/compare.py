@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ldm_filter.commands.inputs import input_names, split
+
 __all__ = ["COMPARE", "add_options", "run_compare"]
 
 COMPARE = """A model beside classical filters and rules of thumb: the same data, splits and questions for all.
@@ -40,7 +42,9 @@ def run_compare(options: Namespace) -> None:
             check_folder(path)
     model = LDMFilter.load(options.model, device=options.device)
     names = "auto" if options.baselines == ["auto"] else options.baselines
-    found = model.compare(read_all(options.data), read_all(options.train), names, horizon=options.horizon, gap=options.gap, season=options.season)
+    (data, inputs), (train, train_inputs) = (split(read_all(paths), input_names(model)) for paths in (options.data, options.train))
+    sizes = {"horizon": options.horizon, "gap": options.gap, "season": options.season}
+    found = model.compare(data, train, names, inputs=inputs, train_inputs=train_inputs, **sizes)
     if options.out is None:
         print(found)
     else:

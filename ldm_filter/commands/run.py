@@ -11,6 +11,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from ldm_filter.commands.inputs import input_names, split
+
 __all__ = ["run_fit", "run_infer", "run_report"]
 
 
@@ -23,24 +25,32 @@ def run_fit(options: Namespace, names: Iterable[str]) -> None:
     for path in (options.out, options.log):  # before hours of training
         if path is not None:
             check_folder(path)
+    if options.calibrate_targets and not (options.targets and options.validation_targets and isinstance(options.validation, str)):
+        raise ValueError("--calibrate-targets needs --targets, and series held out from the fit: --validation FILE with --validation-targets FILE")
     arguments = {name: options[name] for name in names} | {"dtype": getattr(torch, options.dtype)}
 
-    def read(paths: Sequence[str]) -> Any:
-        return _clips(options, paths) if _is_video(paths) else _read(paths)
+    def read(paths: Sequence[str]) -> tuple[Any, Any]:
+        return split(_clips(options, paths) if _is_video(paths) else _read(paths), options.inputs)
 
-    validation = read([options.validation]) if isinstance(options.validation, str) else options.validation
+    (data, inputs), held_targets = read(options.data), _read(options.validation_targets) if options.validation_targets else None
+    held, held_inputs = read([options.validation]) if isinstance(options.validation, str) else (options.validation, None)
     model = LDMFilter(**arguments).fit(
-        read(options.data),
-        validation=validation,
+        data,
+        inputs=inputs,
+        validation=held,
+        validation_inputs=held_inputs,
         epochs=options.epochs,
         batch_size=options.batch_size,
         progress=not options.quiet,
         log_path=options.log,
         compare=options.compare,
         targets=_read(options.targets) if options.targets else None,
+        validation_targets=held_targets,
         supervision=options.supervision,
         warm_up=options.warm_up,
     )
+    if options.calibrate_targets:
+        model.calibrate_targets(held, held_targets, options.calibrate_targets, held_inputs)
     model.save(options.out)
     if not options.quiet:
         print("\n".join([*model.history_.events, f"wrote {options.out}: {model} after {len(model.history_.epochs)} epoch(s)"]))
@@ -58,7 +68,8 @@ def run_infer(command: str, options: Namespace) -> None:
         return
     further = {"horizon": options.horizon, "levels": options.levels} if command == "forecast" else {}
     further |= {"gate": options.gate} if command == "filter" and options.gate is not None else {}
-    result = getattr(model, command)(_read(options.data), **further)
+    data, inputs = split(_read(options.data), input_names(model), further.get("horizon", 0))
+    result = getattr(model, command)(data, inputs=inputs, **further)
     if options.out is None:
         _show(result)
     else:
@@ -104,7 +115,8 @@ def run_report(options: Namespace) -> None:
     from ldm_filter.report import write_report
 
     model = LDMFilter.load(options.model, device=options.device)
-    write_report(model, _read(options.data), options.out, title=options.title, horizon=options.horizon, source=" ".join(options.data))
+    data, inputs = split(_read(options.data), input_names(model))
+    write_report(model, data, options.out, title=options.title, horizon=options.horizon, source=" ".join(options.data), inputs=inputs)
     print(f"wrote {options.out}")
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ldm_filter.commands.inputs import input_names
 from ldm_filter.commands.lines import Reader, Row, Writer
 from ldm_filter.core.gating import Gate
 from ldm_filter.data.io import check_folder
@@ -53,8 +54,7 @@ class Session:
         self.model, self.every, self.output = model, every, output
         self.online: OnlineFilter = model.online(lag=lag, gate=gate)
         self.path = None if state is None else Path(state)
-        inputs = () if model.input_labels_ is None else model.input_labels_.channels
-        self.reader, self.writer = Reader(model.labels_.channels, inputs), Writer("json")
+        self.reader, self.writer = Reader(model.labels_.channels, input_names(model)), Writer("json")
         self.read, self.skipped = 0, 0
         self._stop = self._waiting = False
         if self.path is not None:

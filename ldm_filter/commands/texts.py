@@ -14,6 +14,8 @@ Examples:
   ldm-filter fit log.csv --state-dim 4 --out model.safetensors
   ldm-filter fit monday.csv tuesday.csv --out model.safetensors --validation sunday.csv --log log.jsonl
   ldm-filter fit clips/ --size 32 32 --state-dim 6 --out model.safetensors
+  ldm-filter fit a.csv --targets a-truth.csv --validation b.csv --validation-targets b-truth.csv --calibrate-targets scaled --out model.safetensors
+  ldm-filter fit log.csv --inputs heater valve --out model.safetensors
   ldm-filter fit --config fit.yaml log.csv --out model.safetensors
 where fit.yaml holds options, with underscores, such as
   state_dim: 4
@@ -21,7 +23,8 @@ where fit.yaml holds options, with underscores, such as
 --print_config shows them all; what follows --config on the command line wins over the file.
 
 {DATA}
-Several files are several series, of any lengths."""
+Several files are several series, of any lengths. Columns named as --inputs are known, not observed; the other commands
+find them by name in their files, and forecast takes as many last rows as its horizon to hold them alone."""
 
 FILTER = f"""The state at every step, from the data up to that step.
 

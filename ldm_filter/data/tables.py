@@ -1,7 +1,8 @@
-"""Results as flat tables, for CSV and Parquet files and for the screen."""
+"""Results as flat tables, for CSV and Parquet files and for the screen; columns of a table that are known inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-__all__ = ["flattened", "means_and_stds", "summary", "table"]
+__all__ = ["flattened", "means_and_stds", "split_inputs", "summary", "table"]
 
 _MAX_COLUMNS = 1000
 _MAX_SHOWN = 50
@@ -118,3 +119,33 @@ def _time_dim(dataset: xr.Dataset) -> str | None:
 
 def _text(head: pd.DataFrame) -> str:
     return head.to_string(max_cols=8, float_format="{:.4g}".format)
+
+
+def split_inputs(data: Any, names: Sequence[str], horizon: int = 0) -> tuple[Any, Any]:
+    """What is observed, and the columns of known inputs beside it; of a list of series two lists, and (data, None) without names.
+
+    Args:
+        data: as read from files. names: of the columns that are inputs.
+        horizon: steps to forecast: the last rows of each table hold the inputs of these steps and no data, and are left out of the first part.
+
+    Raises:
+        ValueError: no table, columns that it has not, nothing left to observe, or data in the rows to forecast.
+    """
+    if not names:
+        return data, None
+    if isinstance(data, list):
+        parts = [split_inputs(part, names, horizon) for part in data]
+        return [part[0] for part in parts], [part[1] for part in parts]
+    if not isinstance(data, pd.DataFrame):
+        raise ValueError(f"inputs are {list(names)}, columns of a table, and the data are a {type(data).__name__}; use .csv or .parquet files")
+    missing = [name for name in names if name not in data.columns]
+    if missing:
+        raise ValueError(f"inputs {missing} are no columns of the data, which have {list(data.columns)}; check the names, or the file")
+    observed, known = data.drop(columns=list(names)), data[list(names)]
+    if not observed.columns.size:
+        raise ValueError(f"inputs are {list(names)}, all columns of the data; leave at least one that is observed")
+    if not horizon:
+        return observed, known
+    if len(data) <= horizon or observed.iloc[-horizon:].notna().to_numpy().any():
+        raise ValueError(f"the model has inputs {list(names)}: the last {horizon} rows must hold those of the steps to forecast, other columns empty")
+    return observed.iloc[:-horizon], known

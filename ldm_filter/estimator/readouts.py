@@ -84,7 +84,7 @@ def turn_covariance(readout: Readout | TargetHead, belief: Gaussian, targets: Te
 
 @torch.no_grad()
 def turning_pays(readout: Readout, belief: Gaussian, targets: Tensor, observed: Tensor) -> bool:
-    """Whether a covariance that depends on the mean makes the errors of series that it was not fitted on likelier, ``(B, T, D)`` as `turn_covariance`.
+    """Whether a covariance that depends on the mean makes errors likelier in series that it was not fitted on; arguments as `turn_covariance`.
 
     Every second series is judged by what the others taught, and the other way round. With g the gain in mean log-likelihood per step of each of N
     series, it pays where mean(g) > std(g) / N^(1/2): by more than one standard error, as Breiman et al. 1984 choose the larger of two models. It

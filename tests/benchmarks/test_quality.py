@@ -45,7 +45,7 @@ def test_a_smoke_run_writes_whole_lines_and_is_not_repeated(tmp_path: Path) -> N
     assert all(tuple(entry) == records.FIELDS for entry in rows)
     learned, classical, unfiltered, oracle = (entry["metrics"] for entry in rows)
     names = "r2 r2_x r2_y mse excess nis nees coverage50 coverage80 coverage95 nll crps fit_seconds fit_cpu_seconds"
-    kept = "nll nees coverage50 coverage80 coverage95 pit_distance".split()
+    kept = ["nll", "nees", "coverage50", "coverage80", "coverage95", "pit_distance"]
     others = {f"{name}_{variant}" for name in kept for variant in ("turned", "scaled")}
     bounded = ["nis", *(f"{name}{variant}" for name in ("nees", "coverage95") for variant in ("", "_turned", "_scaled"))]
     bounds = {f"{name}_{end}" for name in bounded for end in ("low", "high")}
@@ -127,7 +127,10 @@ def test_evaluate_of_a_known_filter_gives_its_known_figures() -> None:
         std = 0.05 + 0.1 * noise_var[..., None]
         cov = std[..., None] ** 2 * (matrix @ matrix.T)
         return Estimate(
-            (position + std * rng.standard_normal(position.shape)) @ matrix.T, cov, np.full(std.shape[:2], 1.25), noise_var[..., None, None] * np.eye(2) + 1.0
+            (position + std * rng.standard_normal(position.shape)) @ matrix.T,
+            cov,
+            np.full(std.shape[:2], 1.25),
+            noise_var[..., None, None] * np.eye(2) + 1.0,
         )
 
     test = known(data.test.position, data.test.noise_var)
