@@ -41,7 +41,7 @@ def write_report(
         title: of the page.
         horizon: steps of the forecast, which is held against the last ``horizon`` steps of the data; default a tenth of the series, at most 100.
         source: what the data is called in the commands that reproduce the report.
-        inputs: of a model with some, one row per step of the data. (Such a model is fitted from Python: the page says so.)
+        inputs: of a model with some, one row per step of the data. (The page then tells how to make it from Python.)
 
     Raises:
         ModuleNotFoundError: jinja2 is not installed.
