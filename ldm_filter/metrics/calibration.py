@@ -214,7 +214,7 @@ def pit_distance(mean: Any, std: Any, truth: Any, mask: Any = None) -> float:
 
     >>> z = stats.norm.ppf((np.arange(100) + 0.5) / 100)
     >>> [round(pit_distance(np.zeros(100), std * np.ones(100), z), 3) for std in (1.0, 3.0)]
-    [0.005, 0.23]
+    [0.005, 0.247]
     """
     z, _, counts = _standardised(mean, std, truth, mask)
     ranks = stats.norm.cdf(z)
