@@ -107,7 +107,7 @@ class Recorded:
     @torch.no_grad()
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """The results of the function, as arrays."""
-        given = tuple(torch.from_numpy(np.require(x, requirements="CW")) for x in arrays)
+        given = tuple(torch.from_numpy(np.require(x, requirements=("C", "W"))) for x in arrays)
         key = tuple((x.shape, x.dtype) for x in arrays)
         if self._recorder is not None and key not in self._made:
             self._record(self._recorder, key, given)
