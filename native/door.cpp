@@ -6,13 +6,10 @@
 
 #include "dispatch.hpp"
 #include "fields.hpp"
+#include "gradients.hpp"
 
 namespace ldm {
 namespace {
-
-using Numbers = std::unique_ptr<double[]>;
-
-nb::object none() { return nb::none(); }
 
 template <class Scalar>
 nb::object filter_as(const Fields& f, bool predicted, bool keep, bool check, int threads) {
@@ -50,18 +47,29 @@ nb::object filter_as(const Fields& f, bool predicted, bool keep, bool check, int
     return nb::make_tuple(means, covs, densities, means_before, covs_before, kept, plan.steps, failure.step, failure.series);
 }
 
-// What arrives at an output: contiguous, of the dtype that the output has; null where nothing does.
-const void* arrived(nb::handle object, Kind kind, bool* same = nullptr) {
-    if (object.is_none()) return nullptr;
-    Tensor x;
-    const bool fits = look(object, x) && x.kind == kind;
-    if (fits && same) {
-        *same = true;
-        for (int k = 0; k < x.dims; ++k) *same = *same && (x.shape[k] == 1 || x.stride[k] == 0);
-        if (*same) return x.data;
+// One step of every sequence. `seen`: how many channels are observed, for all or for each; a missing channel is left out of the density, where it
+// stands as one without noise of others, without a row in C and without an innovation.
+template <class Scalar>
+nb::object step_as(const Fields& f, const Tensor* seen, int threads) {
+    const Widened<Scalar> given(f);
+    const Index B = f.batch, n = f.n;
+    constexpr Kind kind = kind_of<Scalar>;
+    void *mean, *cov, *density, *before, *before_cov;
+    const nb::object means = fresh(kind, {B, n}, mean), covs = fresh(kind, {B, n, n}, cov), densities = fresh(kind, {B}, density);
+    const nb::object means_before = fresh(kind, {B, n}, before), covs_before = fresh(kind, {B, n, n}, before_cov);
+    const auto as = [](void* data) { return static_cast<Scalar*>(data); };
+    Failure failure;
+    {
+        const nb::gil_scoped_release unlocked;
+        kernels<Scalar>().lanes_forward(given.problem, {as(mean), as(cov), as(density), as(before), as(before_cov), nullptr}, failure, threads);
     }
-    if (!fits || !x.contiguous()) throw std::invalid_argument("a gradient that arrives at a kernel is not contiguous, or not of the dtype of its output");
-    return x.data;
+    constexpr double kHalfLog2Pi = 0.9189385332046727418;
+    for (Index b = 0; seen && b < B; ++b) {
+        const Index place = seen->size() == 1 ? 0 : b * seen->stride[0];
+        const double count = seen->kind == Kind::int64 ? static_cast<double>(seen->as<const std::int64_t>()[place]) : seen->as<const double>()[place];
+        as(density)[b] += static_cast<Scalar>(kHalfLog2Pi * (static_cast<double>(f.m) - count));
+    }
+    return nb::make_tuple(means, covs, densities, means_before, covs_before, failure.step < 0 ? -1 : failure.series);
 }
 
 double* numbers_of(nb::handle object) {
@@ -69,41 +77,6 @@ double* numbers_of(nb::handle object) {
     if (!look(object, x) || x.kind != Kind::float64 || !x.contiguous()) throw std::invalid_argument("a plan is not contiguous in float64");
     return x.as<double>();
 }
-
-// The gradient of a field, summed in double whatever its dtype.
-class Gradient {
-  public:
-    Gradient(const Entry& of, bool wanted) : entry_(of) {
-        if (!wanted) return;
-        const Index size = of.x.size();
-        if (of.x.kind == Kind::float64) {
-            void* data;
-            tensor_ = fresh(Kind::float64, of.x.shape, of.x.dims, data);
-            field = {static_cast<double*>(data), 0, 0};
-            std::fill_n(field.data, size, 0.0);
-        } else {
-            wide_.reset(new double[size]());
-            field = {wide_.get(), 0, 0};
-        }
-        field.time = of.time == 1 ? 0 : of.size;
-        field.batch = of.batch == 1 ? 0 : of.time * of.size;
-    }
-
-    nb::object tensor() {
-        if (!wide_) return field.data ? tensor_ : none();
-        void* data;
-        nb::object narrow = fresh(Kind::float32, entry_.x.shape, entry_.x.dims, data);
-        for (Index k = 0; k < entry_.x.size(); ++k) static_cast<float*>(data)[k] = static_cast<float>(wide_[k]);
-        return narrow;
-    }
-
-    Field<double> field{nullptr, 0, 0};
-
-  private:
-    const Entry& entry_;
-    nb::object tensor_;
-    Numbers wide_;
-};
 
 // c enters as z - c.
 template <class Scalar>
@@ -123,28 +96,27 @@ nb::list adjoin_as(const Fields& f, nb::handle mean, nb::handle cov, nb::handle 
     const auto at = [&](int k) { return nb::handle(PyTuple_GET_ITEM(arriving.ptr(), k)); };
     const auto as = [](const void* data) { return static_cast<const Scalar*>(data); };
     Gradients<Scalar> d{};
-    d.at.mean = as(arrived(at(0), kind)), d.at.predicted_mean = as(arrived(at(3), kind));
-    d.at.log_likelihood = as(arrived(at(2), kind, &d.same_density));
-    const void *at_cov = arrived(at(1), cov_kind), *at_predicted_cov = arrived(at(4), cov_kind);
+    const Arrived to_mean(at(0), kind), to_cov(at(1), cov_kind), to_density(at(2), kind, true), to_before(at(3), kind), to_before_cov(at(4), cov_kind);
+    d.at.mean = as(to_mean.data), d.at.predicted_mean = as(to_before.data), d.at.log_likelihood = as(to_density.data), d.same_density = to_density.same;
     const Entry& noise = f.of[kR];
     const bool own_noise = wanted(kR) && !f.shared && noise.batch == f.batch && noise.time == f.steps;
-    Gradient A(f.of[kA], wanted(kA)), a(f.of[ka], wanted(ka)), Q(f.of[kQ], wanted(kQ)), C(f.of[kC], wanted(kC)), c(f.of[kc], wanted(kc)),
-        h0(f.of[kh0], wanted(kh0)), P0(f.of[kP0], wanted(kP0)), R(noise, wanted(kR) && !own_noise);
+    const auto gradient = [&](int k) { return Gradient(f.of[k], wanted(k) && !(k == kR && own_noise), f.shared || k == kc); };
+    Gradient A = gradient(kA), a = gradient(ka), Q = gradient(kQ), C = gradient(kC), c = gradient(kc), h0 = gradient(kh0), P0 = gradient(kP0), R = gradient(kR);
     d.A = A.field, d.a = a.field, d.Q = Q.field, d.C = C.field, d.R = R.field, d.h0 = h0.field, d.P0 = P0.field;
     void *at_z, *at_R = nullptr;
-    const nb::object to_z = fresh(kind, {f.batch, f.steps, f.m}, at_z);
-    const nb::object to_R = own_noise ? fresh(kind, noise.x.shape, noise.x.dims, at_R) : R.tensor();
+    const nb::object to_z = fresh(kind, f.of[kz].x.shape, f.of[kz].x.dims, at_z);
+    const nb::object to_R = own_noise ? fresh(kind, noise.x.shape, noise.x.dims, at_R) : none();
     d.z = static_cast<Scalar*>(at_z), d.R_own = static_cast<Scalar*>(at_R);
     Tensor filtered, covs;
-    if (!look(mean, filtered) || !look(cov, covs)) throw std::invalid_argument("filtered moments are no plain tensors");
+    if (!f.single && (!look(mean, filtered) || !look(cov, covs))) throw std::invalid_argument("filtered moments are no plain tensors");
     Moments<const Scalar> out{filtered.as<const Scalar>(), nullptr, nullptr, nullptr, nullptr, nullptr};
     if (f.shared) {
         const auto part = [&](int k) { return numbers_of(nb::handle(PyTuple_GET_ITEM(plan.ptr(), k))); };
         const Plan done{covs.as<double>(), nullptr, part(0), part(1), part(2), distinct};
         const nb::gil_scoped_release unlocked;
-        kernels<Scalar>().shared_backward(given.problem, done, out, static_cast<const double*>(at_cov), static_cast<const double*>(at_predicted_cov), d, threads);
+        kernels<Scalar>().shared_backward(given.problem, done, out, static_cast<const double*>(to_cov.data), static_cast<const double*>(to_before_cov.data), d, threads);
     } else {
-        out.cov = covs.as<const Scalar>(), d.at.cov = as(at_cov), d.at.predicted_cov = as(at_predicted_cov);
+        out.cov = covs.as<const Scalar>(), d.at.cov = as(to_cov.data), d.at.predicted_cov = as(to_before_cov.data);
         const nb::gil_scoped_release unlocked;
         kernels<Scalar>().lanes_backward(given.problem, out, d, threads);
     }
@@ -160,8 +132,19 @@ nb::list adjoin_as(const Fields& f, nb::handle mean, nb::handle cov, nb::handle 
 
 nb::object filter(nb::handle arguments, bool predicted, bool keep, bool check, int threads) {
     Fields f;
-    if (!f.read(arguments, check) || (check && !f.sound())) return none();
+    if (!f.read(arguments, check) || f.single || (check && !f.sound())) return none();
     return f.kind == Kind::float32 ? filter_as<float>(f, predicted, keep, check, threads) : filter_as<double>(f, predicted, keep, check, threads);
+}
+
+nb::object step(nb::handle arguments, nb::handle seen, int threads) {
+    Fields f;
+    Tensor count;
+    const bool counted = !seen.is_none();
+    if (!f.read(arguments, false) || !f.single || (counted && !look(seen, count))) return none();
+    const bool fits = (count.kind == Kind::int64 || count.kind == Kind::float64) && count.dims <= 1 && (count.size() == 1 || count.size() == f.batch);
+    if (counted && !fits) return none();
+    const Tensor* counts = counted ? &count : nullptr;
+    return f.kind == Kind::float32 ? step_as<float>(f, counts, threads) : step_as<double>(f, counts, threads);
 }
 
 nb::list adjoin(nb::handle arguments, nb::handle mean, nb::handle cov, nb::handle plan, Index distinct, bool open, nb::handle arriving, nb::handle needed, int threads) {

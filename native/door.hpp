@@ -11,7 +11,13 @@ namespace ldm {
 // checked, a number of the model or of the log-likelihood is not finite, a variance negative, a factor failed, or a mask shows everything.
 nb::object filter(nb::handle arguments, bool predicted, bool keep, bool check, int threads);
 
-// The gradients of the nine tensors, in their shapes and dtypes, None where they are not needed; `open`: everything was checked.
+// One step of every sequence from a belief: `arguments` without a time, the mask None, c too where there is none, and the number of observed channels,
+// None or a tensor () or (1 | B,) of int64 or float64. Returns (mean, cov, log-likelihood, predicted mean, predicted cov, failed series or -1); None where
+// a tensor does not fit its place or is not laid out as the kernels need it.
+nb::object step(nb::handle arguments, nb::handle seen, int threads);
+
+// The gradients of the nine tensors, in their shapes and dtypes, None where they are not needed; `open`: everything was checked. Of a single step the
+// filtered moments are not needed.
 nb::list adjoin(nb::handle arguments, nb::handle mean, nb::handle cov, nb::handle plan, Index distinct, bool open, nb::handle arriving, nb::handle needed, int threads);
 
 // A recursion through links.hpp: G (1 | B, T - 1, n, n), u and the result (B, T, n) or (B, T, n, n), contiguous, in double.

@@ -95,16 +95,20 @@ bool Entry::read(nb::handle object, Index rows, Index columns, Index batches, In
 bool Fields::read(nb::handle arguments, bool open) {
     const auto item = [&](int k) { return nb::handle(PyTuple_GET_ITEM(arguments.ptr(), k)); };
     Tensor z, A;
-    if (!look(item(kz), z) || !look(item(kA), A) || z.dims != 3 || A.dims < 2 || !z.contiguous() || z.size() == 0) return false;
-    batch = z.shape[0], steps = z.shape[1], m = z.shape[2], n = A.shape[A.dims - 1], kind = z.kind;
+    if (!look(item(kz), z) || !look(item(kA), A) || A.dims < 2 || z.size() == 0) return false;
+    single = z.dims == 2;
+    if (single ? !item(kNames).is_none() : z.dims != 3 || !z.contiguous()) return false;
+    batch = z.shape[0], steps = single ? 1 : z.shape[1], m = z.shape[z.dims - 1], n = A.shape[A.dims - 1], kind = z.kind;
     if (n == 0 || (kind != Kind::float32 && kind != Kind::float64)) return false;
     const Index rows[] = {n, n, n, m, m, n, n, m, m}, columns[] = {n, 0, n, n, 0, 0, n, 0, m};
     for (int k = 0; k < kNames; ++k) {
-        if (!of[k].read(item(k), rows[k], columns[k], batch, k == kh0 || k == kP0 ? 0 : steps)) return false;
+        if (single && k == kc && item(k).is_none()) continue;
+        if (!of[k].read(item(k), rows[k], columns[k], batch, single || k == kh0 || k == kP0 ? 0 : steps)) return false;
         if (of[k].x.kind != kind && (k >= kz || of[k].x.kind != Kind::float64)) return false;
     }
-    if (!of[kR].x.contiguous()) return false;
     from_belief = item(kNames + 1).ptr() == Py_True;
+    if (single) return of[kz].packed && of[kR].packed;
+    if (!of[kR].x.contiguous()) return false;
     bool mask_shared = true;
     if (!item(kNames).is_none()) {
         Tensor seen;
@@ -135,6 +139,7 @@ Widened<Scalar>::Widened(const Fields& f) : problem{} {
     const Index columns[] = {f.n, 0, f.n, f.n, 0, 0, f.n};
     for (int k = 0; k < kz; ++k) {
         const Entry& e = f.of[k];
+        if (!e.size) continue;  // there is none
         if (e.packed && e.x.kind == Kind::float64) {
             *fields[k] = {e.x.as<const double>(), e.batch_stride, e.time_stride};
             continue;

@@ -9,14 +9,14 @@ namespace ldm {
 
 enum Name { kA, ka, kQ, kC, kc, kh0, kP0, kz, kR, kNames };
 
-// A tensor in its place: (1 | B, 1 | T, event) or (event), where it is initial (1 | B, event) or (event).
+// A tensor in its place: (1 | B, 1 | T, event) or (event), where it is initial or of a single step (1 | B, event) or (event).
 struct Entry {
     Tensor x;
     Index size = 0, batch = 1, time = 1;              // of one event; how many there are
     Index batch_stride = 0, time_stride = 0;          // 0 where there is one
     bool packed = true;                               // whether an event is contiguous
 
-    // Whether it fits; columns 0: the event is a vector. steps 0: it is initial.
+    // Whether it fits; columns 0: the event is a vector. steps 0: it has no time.
     bool read(nb::handle object, Index rows, Index columns, Index batch, Index steps);
 };
 
@@ -25,6 +25,7 @@ struct Fields {
     Mask mask{};
     Index batch = 0, steps = 0, n = 0, m = 0;
     bool from_belief = false, shared = false;
+    bool single = false;                              // one step of every sequence: nothing has a time, c may be missing, and no mask is taken
     Kind kind = Kind::other;
 
     // `open`: a mask that shows everything counts as none.

@@ -39,12 +39,17 @@ struct Workspace {
     Model<V> sum;  // gradients
     Room<V> room;
 
-    Workspace(Index n, Index m) : room(11 * n * n + 7 * n * m + 7 * m * m + 4 * n + 7 * m) {
-        for (V** x : {&P, &predicted, &AP, &J, &square, &G, &u, &model.A, &model.Q, &sum.A, &sum.Q}) *x = room.take(n * n);
-        for (V** x : {&X, &Kt, &D, &H, &F, &model.C, &sum.C}) *x = room.take(n * m);
-        for (V** x : {&S, &L, &dS, &L_inverse, &outer, &model.R, &sum.R}) *x = room.take(m * m);
-        for (V** x : {&h, &p, &model.a, &sum.a}) *x = room.take(n);
-        for (V** x : {&inverse, &e, &w, &v, &seen, &model.c, &Kg}) *x = room.take(m);
+    Workspace(Index n, Index m, bool adjoint = true) : room(11 * n * n + 7 * n * m + 7 * m * m + 4 * n + 7 * m, false) {
+        // What is added to, and an offset that may be missing, first: only that has to be zero.
+        V* const start = model.c = room.take(m);
+        for (V** x : {&G, &sum.A, &sum.Q}) *x = room.take(n * n);
+        sum.C = room.take(n * m), sum.R = room.take(m * m), sum.a = room.take(n);
+        fill(start, adjoint ? m + 3 * n * n + n * m + m * m + n : m);
+        for (V** x : {&P, &predicted, &AP, &J, &square, &u, &model.A, &model.Q}) *x = room.take(n * n);
+        for (V** x : {&X, &Kt, &D, &H, &F, &model.C}) *x = room.take(n * m);
+        for (V** x : {&S, &L, &dS, &L_inverse, &outer, &model.R}) *x = room.take(m * m);
+        for (V** x : {&h, &p, &model.a}) *x = room.take(n);
+        for (V** x : {&inverse, &e, &w, &v, &seen, &Kg}) *x = room.take(m);
     }
 };
 

@@ -25,7 +25,7 @@ LDM_INLINE void fetch_model(Workspace<V>& x, const Problem<Scalar>& q, Index t, 
     if (first_time || q.A.time) fetch(x.model.A, q.A, n * n, t, who);
     if (first_time || q.a.time) fetch(x.model.a, q.a, n, t, who);
     if (first_time || q.C.time) fetch(x.model.C, q.C, m * n, t, who);
-    if (first_time || q.c.time) fetch(x.model.c, q.c, m, t, who);
+    if (q.c.data && (first_time || q.c.time)) fetch(x.model.c, q.c, m, t, who);
     if (first_time || q.Q.time) {
         fetch(x.model.Q, q.Q, n * n, t, who);
         symmetrise(x.model.Q, n);
@@ -51,7 +51,7 @@ struct Chunk {
 
     static Index length(Index n) { return n > 16 ? 1 : smaller(8, 256 / (n * n)); }
 
-    Chunk(Index n, Index m) : steps(length(n)), room(steps * (m + m * m + 2 * (n + n * n + 1))) {
+    Chunk(Index n, Index m, Index time) : steps(smaller(length(n), time)), room(steps * (m + m * m + 2 * (n + n * n + 1)), false) {
         for (V** x : {&z}) *x = room.take(steps * m);
         for (V** x : {&R}) *x = room.take(steps * m * m);
         for (V** x : {&mean, &at_mean}) *x = room.take(steps * n);
@@ -118,9 +118,9 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
     const Index n = known ? N : q.n, m = known ? M : q.m, T = q.time;
     const bool masked = q.mask.data;
     const double eps = sizeof(Scalar) == sizeof(float) ? 1.1920928955078125e-07 : 0.0, lift = 1.0 + n * eps;
-    Workspace<V> x(n, m);
+    Workspace<V> x(n, m, false);
     V* const last = x.P;
-    const Chunk<V> chunk(n, m);
+    const Chunk<V> chunk(n, m, T);
     const auto row = [&](Scalar* data, Index t, Index size) { return data + (who.first * T + t) * size; };
     for (Index start = 0; start < T; start += chunk.steps) {
         const Index steps = smaller(chunk.steps, T - start);
@@ -172,17 +172,17 @@ LDM_INLINE void forward_span(const Problem<Scalar>& q, const Moments<Scalar>& ou
     }
 }
 
-// Where a gradient is summed: at every step, or at the end where all steps share the matrix.
+// Where a gradient is summed: at every step, or at the end where all steps share the matrix; one that a sequence has to itself is written once.
 template <class V>
 LDM_INLINE void flush(const Field<double>& gradient, V* sum, Index size, Index t, bool last, const Span& who) {
     if (!gradient.data || !(gradient.time || last)) return;
     double* data = gradient.data + who.first * gradient.batch + t * gradient.time;
-    for (Index i = 0; i < size; ++i) {
-        if (gradient.batch == 0) {
+    if (gradient.batch == 0) {
+        for (Index i = 0; i < size; ++i) {
             for (int l = 0; l < who.count; ++l) data[i] += lane(sum[i], l);
-        } else {
-            for (int l = 0; l < who.count; ++l) data[l * gradient.batch + i] += lane(sum[i], l);
         }
+    } else {
+        write(data, sum, size, gradient.batch, who.count);
     }
     fill(sum, size);
 }
@@ -252,7 +252,7 @@ LDM_INLINE void backward_span(const Problem<Scalar>& q, const Moments<const Scal
     const Index n = known ? N : q.n, m = known ? M : q.m, T = q.time;
     const bool masked = q.mask.data;
     Workspace<V> x(n, m);
-    const Chunk<V> chunk(n, m);
+    const Chunk<V> chunk(n, m, T);
     Room<V> room(n + 1 + n * m + m * m + chunk.steps * m);
     V *g = room.take(n), *l = room.take(1), *gv = room.take(n * m), *vv = room.take(m * m), *z = room.take(chunk.steps * m);
     if (!q.R.time) fetch(chunk.R, q.R, m * m, 0, who);

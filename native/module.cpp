@@ -83,7 +83,8 @@ NB_MODULE(_native, module) {
     namespace nb = ldm::nb;
     module.attr("__version__") = LDM_FILTER_VERSION;
     module.def("filter", &ldm::filter);
-    module.def("adjoin", &ldm::adjoin, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
+    module.def("step", &ldm::step, nb::arg(), nb::arg().none(), nb::arg());
+    module.def("adjoin", &ldm::adjoin, nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
     module.def("links", &ldm::links);
     module.def("sound", &ldm::sound);
     module.def("use_exchange", &ldm::use_exchange);

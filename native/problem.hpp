@@ -42,7 +42,7 @@ template <class Scalar>
 struct Gradients {
     Moments<const Scalar> at;                // what arrives at the outputs, null where nothing does
     bool same_density;                       // what arrives at the log-likelihoods is one number for all, as from their sum
-    Field<double> A, a, Q, C, R, h0, P0;     // zeroed by the caller, null where not wanted
+    Field<double> A, a, Q, C, R, h0, P0;     // zeroed by the caller unless each sequence has its own, and covariances too; null where not wanted
     Scalar *z, *R_own;                       // R_own: of an R that every sequence and step has to itself
 };
 

@@ -67,7 +67,7 @@ template <class Scalar>
 void plan_forward(const Problem<Scalar>& q, Plan& plan, Failure& failure) {
     const Index n = q.n, m = q.m, T = q.time;
     const bool constant = !(q.A.time || q.Q.time || q.C.time || q.R.time || q.mask.data);
-    Workspace<double> x(n, m);
+    Workspace<double> x(n, m, false);
     Rest rest;
     plan.steps = T;
     for (Index t = 0; t < T; ++t) {

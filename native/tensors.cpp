@@ -45,18 +45,19 @@ struct Exchange {
     void* stream;
 };
 constexpr std::int32_t kCpu = 1, kPinned = 3;  // pinned: on the CPU, where a GPU reads it
-constexpr std::uint8_t kFloatCode = 2, kBoolCode = 6;
+constexpr std::uint8_t kIntCode = 0, kFloatCode = 2, kBoolCode = 6;
 
 // What is needed of torch, looked up once.
 struct Torch {
-    nb::object tensor, parameter, float32, float64, boolean, from_numpy;
+    nb::object tensor, parameter, float32, float64, int64, boolean, from_numpy;
     const Exchange* exchange = nullptr;
     bool use = true;
 
     Torch() {
         const nb::object torch = nb::module_::import_("torch");
         tensor = torch.attr("Tensor"), parameter = torch.attr("nn").attr("Parameter");
-        float32 = torch.attr("float32"), float64 = torch.attr("float64"), boolean = torch.attr("bool"), from_numpy = torch.attr("from_numpy");
+        float32 = torch.attr("float32"), float64 = torch.attr("float64"), int64 = torch.attr("int64");
+        boolean = torch.attr("bool"), from_numpy = torch.attr("from_numpy");
         const char* name = "__dlpack_c_exchange_api__";
         if (!nb::hasattr(tensor, name)) return;
         const auto* found = static_cast<const Exchange*>(PyCapsule_GetPointer(nb::object(tensor.attr(name)).ptr(), "dlpack_exchange_api"));
@@ -74,6 +75,7 @@ Torch& torch() {
 Kind kind_of_type(const Type& type) {
     if (type.lanes != 1) return Kind::other;
     if (type.code == kBoolCode) return Kind::boolean;
+    if (type.code == kIntCode && type.bits == 64) return Kind::int64;
     return type.code != kFloatCode ? Kind::other : type.bits == 64 ? Kind::float64 : type.bits == 32 ? Kind::float32 : Kind::other;
 }
 
@@ -95,7 +97,8 @@ bool asked(nb::handle object, Tensor& x) {
     if (x.dims > Tensor::kMost || !nb::cast<bool>(object.attr("is_cpu"))) return false;
     for (int k = 0; k < x.dims; ++k) x.shape[k] = nb::cast<Index>(shape[k]), x.stride[k] = nb::cast<Index>(stride[k]);
     const Torch& known = torch();
-    x.kind = dtype.is(known.float64) ? Kind::float64 : dtype.is(known.float32) ? Kind::float32 : dtype.is(known.boolean) ? Kind::boolean : Kind::other;
+    x.kind = dtype.is(known.float64) ? Kind::float64 : dtype.is(known.float32) ? Kind::float32 : dtype.is(known.int64) ? Kind::int64
+             : dtype.is(known.boolean) ? Kind::boolean : Kind::other;
     x.data = reinterpret_cast<void*>(nb::cast<std::intptr_t>(object.attr("data_ptr")()));
     return true;
 }

@@ -13,7 +13,7 @@ namespace ldm {
 
 namespace nb = nanobind;
 
-enum class Kind { float32, float64, boolean, other };
+enum class Kind { float32, float64, int64, boolean, other };
 
 template <class Scalar>
 constexpr Kind kind_of = sizeof(Scalar) == sizeof(float) ? Kind::float32 : Kind::float64;

@@ -127,13 +127,25 @@ def run_step(ssm: StepModel, z: Tensor, belief: Gaussian, step: int = 0) -> Filt
     Raises:
         NotPositiveDefiniteError: (a ValueError) where C P^- C' + R is not positive definite.
     """
-    (batch, m), n = z.shape, ssm.A.shape[-1]
-    A, a, Q, C, R = (x.reshape(-1, *x.shape[-k:]) for x, k in zip(ssm[:5], (2, 1, 2, 2, 2), strict=True))
     if not compiled(z):
+        A, a, Q, C, R = (x.reshape(-1, *x.shape[-k:]) for x, k in zip(ssm[:5], (2, 1, 2, 2, 2), strict=True))
         return _loop_step(StepModel(A, a, Q, C, R, ssm.seen), z, belief, step)
-    mean, cov = belief.mean, belief.cov.expand(batch, n, n)
-    A, a, Q, C = (x.unsqueeze(1) for x in (A, a, Q, C))
-    arguments = kernels.Arguments(A, a, Q, C, z.new_zeros(m), mean, cov, z.unsqueeze(1), R.unsqueeze(1), None, True)
+    m = z.shape[-1]
+    seen = ssm.seen if isinstance(ssm.seen, Tensor) or ssm.seen == m else torch.tensor(ssm.seen)
+    out = None if torch.compiler.is_compiling() else kernels.filter_step(*ssm[:5], z, *belief, seen if isinstance(seen, Tensor) else None)
+    if out is None:
+        return _step_of_series(ssm, z, belief, step)
+    if out.place[0] >= 0:
+        raise not_positive(step, out.place[1])
+    assert out.predicted_mean is not None and out.predicted_cov is not None  # always there
+    return Filtered(Gaussian(out.predicted_mean, out.predicted_cov), Gaussian(out.mean, out.cov), out.log_likelihood)
+
+
+def _step_of_series(ssm: StepModel, z: Tensor, belief: Gaussian, step: int) -> Filtered:
+    """The same as series of one step, whatever the tensors' layout, and in a traced program."""
+    (batch, m), n = z.shape, ssm.A.shape[-1]
+    A, a, Q, C, R = (x.reshape(-1, 1, *x.shape[-k:]) for x, k in zip(ssm[:5], (2, 1, 2, 2, 2), strict=True))
+    arguments = kernels.Arguments(A, a, Q, C, z.new_zeros(m), belief.mean, belief.cov.expand(batch, n, n), z.unsqueeze(1), R, None, True)
     out = filter_traced(arguments, True) if torch.compiler.is_compiling() else kernels.filter_batch(arguments, predicted=True)
     if out.place[0] >= 0:
         raise not_positive(step, out.place[1])

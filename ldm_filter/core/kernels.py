@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ldm_filter.core.native import kernel
 
-__all__ = ["Arguments", "Outputs", "Run", "adjoin", "filter_batch", "filter_usual", "laid_out", "link", "run", "run_links"]
+__all__ = ["Arguments", "Outputs", "Run", "adjoin", "filter_batch", "filter_step", "filter_usual", "laid_out", "link", "run", "run_links"]
 
 
 class Arguments(NamedTuple):
@@ -115,6 +115,31 @@ def _filter(x: Arguments, predicted: bool, check: bool) -> Outputs | None:
     return Outputs(mean, cov, density, before, before_cov, place[0])
 
 
+def filter_step(
+    A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, mean: Tensor, cov: Tensor, seen: Tensor | None
+) -> Outputs | None:
+    """One step of every sequence from a belief; differentiable in all but ``seen``.
+
+    Args:
+        A, a, Q, C, R, mean, cov: as A, a, Q, C, R, h0, P0 of :class:`Arguments`, without a time. z: ``(B, m)``, 0 where missing.
+        seen: number of observed channels, float64 or int64, ``()`` or ``(1 | B,)``; None: all.
+
+    Returns:
+        The outputs without a time, or None where something is not as it nearly always is: :func:`filter_batch` looks at each argument by itself.
+    """
+    x = (A, a, Q, C, None, mean, cov, z, R, None, True)
+    wanted = A.requires_grad or a.requires_grad or Q.requires_grad or C.requires_grad or R.requires_grad
+    if not (torch.is_grad_enabled() and (wanted or z.requires_grad or mean.requires_grad or cov.requires_grad)):
+        found = kernel("step")(x, seen, torch.get_num_threads())
+        return None if found is None else Outputs(*found[:5], (min(found[5], 0), found[5]))
+    series: list[int] = []
+    try:
+        outputs = _Step.apply(*x[:9], seen, series)
+    except _Unusual:
+        return None
+    return Outputs(*outputs, (min(series[0], 0), series[0]))
+
+
 def link(G: Tensor, u: Tensor, back: bool = True) -> Tensor:
     """A recursion through the matrices G_t that link step t to t + 1; differentiable.
 
@@ -152,8 +177,7 @@ def run(x: Arguments, predicted: bool, keep: bool = True, check: bool = False) -
 
 def adjoin(x: Arguments, done: Run, arriving: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
     """The gradients of the nine tensors of ``x``, where they are needed, from those that arrive at the five outputs of ``done``."""
-    # What arrives at the log-likelihoods may be one number, expanded, as a sum or a mean gives it.
-    at = [g if g is None or (k == 2 and not any(g.stride())) else g.contiguous() for k, g in enumerate(arriving)]
+    at = list(arriving)
     if done.plan:
         at[1], at[4] = (None if g is None else _gathered(g[0], done.distinct) for g in (at[1], at[4]))
     outputs, plan, threads = done.outputs, done.plan or None, torch.get_num_threads()
@@ -186,6 +210,27 @@ class _Filter(torch.autograd.Function):
         x = Arguments(A, a, Q, C, c, h0, P0, z, R, mask, from_belief)
         done = Run(Outputs(mean, cov, mean, None, None, (-1, 0)), tuple(plan), *rest)  # the density is not needed
         return (*adjoin(x, done, arriving, ctx.needs_input_grad[:9]), None, None, None, None)
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        *fields, seen, series = given
+        found = kernel("step")((*fields, None, True), seen, torch.get_num_threads())
+        if found is None:
+            raise _Unusual
+        series.append(found[5])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*fields)
+        outputs: tuple[Tensor, ...] = found[:5]
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        x = (*ctx.saved_tensors, None, True)
+        grads = kernel("adjoin")(x, None, None, None, 1, False, arriving, ctx.needs_input_grad, torch.get_num_threads())
+        return (*grads, None, None)
 
 
 class _Link(torch.autograd.Function):

@@ -200,14 +200,14 @@ def _prepare(model: NonlinearStateSpace, measurements: Gaussian, observed: Tenso
 
 def _run(model: NonlinearStateSpace, x: Problem, mask: Tensor | None) -> tuple[list[Filtered], list[Tensor]]:
     """All steps, in float64, and the factors on the measurement's standard deviations (none where they are all 1)."""
-    batch, steps, m = x.z.shape
-    Cs, Rs, zs = (per_step(field.double(), steps) for field in (x.C, x.R, x.z))
+    batch, steps, _ = x.z.shape
+    Cs, Rs, zs = per_step(x.C.double(), steps), per_step(x.R.double(), steps), x.z.double().unbind(1)
     seen = None if mask is None else per_step(mask.expand(batch, -1, -1), steps)
     eye = torch.eye(x.A.shape[-1], dtype=torch.float64, device=x.A.device)
     mean, cov = x.initial.mean.double(), symmetrise(x.initial.cov.double()).expand(batch, -1, -1)
     memory = None if model.adaptive is None else _start(model.adaptive, batch)
     done: list[Filtered] = []
-    count = torch.as_tensor(x.seen, dtype=torch.float64, device=mean.device).expand(batch, steps)
+    count = torch.as_tensor(x.seen, dtype=torch.float64, device=mean.device).expand(batch, steps).unbind(1)
     scales: list[Tensor] = []
     for t in range(steps):
         A, a, Q = (eye, mean.new_zeros(mean.shape), torch.zeros_like(eye)) if t == 0 else _affine(model, Gaussian(mean, cov), t, memory)
@@ -217,10 +217,10 @@ def _run(model: NonlinearStateSpace, x: Problem, mask: Tensor | None) -> tuple[l
             scales.append(scale)
             scale = scale if seen is None else torch.where(seen[t], scale, 1.0)
             R = scale.unsqueeze(-1) * R * scale.unsqueeze(-2)
-        step = run_step(StepModel(A, a, Q, Cs[t], R, count[:, t]), zs[t].expand(batch, m), Gaussian(mean, cov), t)
+        step = run_step(StepModel(A, a, Q, Cs[t], R, x.seen if isinstance(x.seen, int) else count[t]), zs[t], Gaussian(mean, cov), t)
         done.append(step)
         if model.adaptive is not None and memory is not None:
-            memory = model.adaptive.remember(memory, _surprise(step.predicted, Cs[t], R, zs[t], count[:, t]))
+            memory = model.adaptive.remember(memory, _surprise(step.predicted, Cs[t], R, zs[t], count[t]))
         mean, cov = step.filtered
     return done, scales
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -328,6 +329,69 @@ def test_a_step_for_a_loop_outside() -> None:
         results.append(sums + list(torch.autograd.grad(sum((y * normal(k, *y.shape)).sum() for k, y in enumerate(sums)), leaves)))
     for ours, plain in zip(*results, strict=True):
         assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+def step_model(batch: int, n: int, m: int, own: bool) -> tuple[StepModel, Tensor, Gaussian]:
+    """A step of which A, Q, R and the covariance before differ by sequence, or none of them."""
+    lead = (batch,) if own else ()
+    root = lambda seed, size: normal(seed, *lead, size, size)  # noqa: E731
+    A, Q, R, P = 0.3 * root(1, n), root(3, n), root(5, m), root(8, n)
+    ssm = StepModel(A, normal(2, *lead, n), Q @ Q.mT + eye(n), normal(4, m, n), R @ R.mT + eye(m), m)
+    return ssm, normal(6, batch, m), Gaussian(normal(7, batch, n), (P @ P.mT + eye(n)).expand(batch, n, n) if own else P @ P.mT + eye(n))
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("batch, n, m", [(1, 3, 2), (5, 4, 2), (19, 9, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_is_that_of_a_series_of_one(batch: int, n: int, m: int, own: bool, dtype: torch.dtype) -> None:
+    """The step's own way through the kernels, and that of series of length 1, which takes any layout."""
+    ssm, z, belief = step_model(batch, n, m, own)
+    fields = [x.to(dtype) for x in (*ssm[:5], z, *belief)]
+    loose = [*fields[:5], torch.stack([fields[5]] * 2, -1)[..., 0], *fields[6:]]  # what is measured does not lie side by side
+    results = []
+    for given in (fields, loose):
+        leaves = [x.detach().requires_grad_() for x in given]
+        before, after, density = run_step(StepModel(*leaves[:5], m), leaves[5], Gaussian(*leaves[6:]))
+        assert before.cov.shape == after.cov.shape == (batch, n, n) and after.mean.dtype == density.dtype == dtype
+        results.append([*before, *after, density])
+        # gradients that are expanded, turned over, and of some outputs only
+        for loss in (before.mean.sum() + density.mean(), (after.cov.mT * normal(9, batch, n, n)).sum() + after.mean.sum(0).square().sum()):
+            results[-1] += torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+    for ours, plain in zip(*results, strict=True):
+        tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+        assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("wanted", range(8))
+def test_one_gradient_of_a_step_alone(wanted: int) -> None:
+    ssm, z, belief = step_model(9, 4, 2, own=True)
+    fields = [x.detach() for x in (*ssm[:5], z, *belief)]
+
+    def run(*leaves: Tensor) -> list[Tensor]:
+        before, after, density = run_step(StepModel(*leaves[:5], 2), leaves[5], Gaussian(*leaves[6:]))
+        return [*before, *after, density]
+
+    every = [x.clone().requires_grad_() for x in fields]
+    alone = [x.clone().requires_grad_(k == wanted) for k, x in enumerate(fields)]
+    losses = [sum((y * normal(k, *y.shape)).sum() for k, y in enumerate(run(*leaves))) for leaves in (every, alone)]
+    expected = torch.autograd.grad(losses[0], every)[wanted]
+    assert torch.equal(torch.autograd.grad(losses[1], alone[wanted])[0], expected)
+    assert torch.equal(run(*fields)[2], run(*alone)[2])  # without a trace for gradients
+
+
+@pytest.mark.parametrize("seen", [1, torch.tensor(1), torch.tensor([1.0] * 4 + [2.0] * 5).double(), torch.tensor([1, 2, 0] * 3), torch.ones(9)])
+def test_channels_of_a_step_that_are_missing_are_not_counted(seen: Tensor | int) -> None:
+    ssm, z, belief = step_model(9, 4, 2, own=True)
+    given = run_step(ssm, z, belief).log_likelihood
+    assert_close(run_step(ssm._replace(seen=seen), z, belief).log_likelihood, given + 0.5 * math.log(2 * math.pi) * (2 - torch.as_tensor(seen).double()))
+
+
+def test_second_derivatives_of_a_step_are_refused() -> None:
+    ssm, z, belief = step_model(3, 2, 1, own=True)
+    A = ssm.A.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(run_step(ssm._replace(A=A), z, belief).log_likelihood.sum(), A, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(grad.sum(), A)
 
 
 def eye(size: int) -> Tensor:

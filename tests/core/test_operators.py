@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_filter.core import native
+from ldm_filter.core.backends import StepModel, run_step
 from ldm_filter.core.kalman import filter_moments, filter_sequence
 from ldm_filter.core.kernels import Arguments
 from ldm_filter.types import Gaussian, StateSpace
@@ -53,6 +54,23 @@ def test_a_compiled_program_gives_the_same(filter_, masked: bool, varying: bool)
         torch.testing.assert_close(left, right, rtol=1e-13, atol=1e-13)
     sums = (sum(y.square().sum() for y in out) for out in (found, expected))
     for left, right in zip(*(torch.autograd.grad(total, x) for total, x in zip(sums, (traced, plain), strict=True)), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_step_gives_the_same() -> None:
+    A, a, Q, C, _, h0, P0, z, R = leaves_of(varying=True)
+    given = (A, a, Q, C, R[:, 0], z[:, 0], h0.expand(5, -1), P0.expand(5, -1, -1))
+
+    def step(*x: Tensor) -> tuple[Tensor, ...]:
+        before, after, density = run_step(StepModel(*x[:5], 2), x[5], Gaussian(*x[6:]))
+        return *before, *after, density
+
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaves = [x.detach().clone().requires_grad_() for x in given]
+        outputs = run(*leaves)
+        results.append([*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), leaves)])
+    for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
