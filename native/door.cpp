@@ -11,6 +11,13 @@
 namespace ldm {
 namespace {
 
+// A problem so small that waking the threads would cost more than they save is the caller's alone.
+int fitting(const Fields& f, int threads) {
+    constexpr Index kSmall = 50000;
+    const Index size = f.n + f.m;
+    return f.batch * f.steps * size * size * size < kSmall ? 1 : threads;
+}
+
 template <class Scalar>
 nb::object filter_as(const Fields& f, bool predicted, bool keep, bool check, int threads) {
     const Widened<Scalar> given(f);
@@ -133,6 +140,7 @@ nb::list adjoin_as(const Fields& f, nb::handle mean, nb::handle cov, nb::handle 
 nb::object filter(nb::handle arguments, bool predicted, bool keep, bool check, int threads) {
     Fields f;
     if (!f.read(arguments, check) || f.single || (check && !f.sound())) return none();
+    threads = fitting(f, threads);
     return f.kind == Kind::float32 ? filter_as<float>(f, predicted, keep, check, threads) : filter_as<double>(f, predicted, keep, check, threads);
 }
 
@@ -144,12 +152,14 @@ nb::object step(nb::handle arguments, nb::handle seen, int threads) {
     const bool fits = (count.kind == Kind::int64 || count.kind == Kind::float64) && count.dims <= 1 && (count.size() == 1 || count.size() == f.batch);
     if (counted && !fits) return none();
     const Tensor* counts = counted ? &count : nullptr;
+    threads = fitting(f, threads);
     return f.kind == Kind::float32 ? step_as<float>(f, counts, threads) : step_as<double>(f, counts, threads);
 }
 
 nb::list adjoin(nb::handle arguments, nb::handle mean, nb::handle cov, nb::handle plan, Index distinct, bool open, nb::handle arriving, nb::handle needed, int threads) {
     Fields f;
     if (!f.read(arguments, open)) throw std::invalid_argument("the arguments of a filter are not laid out as its adjoint needs them");
+    threads = fitting(f, threads);
     return f.kind == Kind::float32 ? adjoin_as<float>(f, mean, cov, plan, distinct, arriving, needed, threads)
                                    : adjoin_as<double>(f, mean, cov, plan, distinct, arriving, needed, threads);
 }

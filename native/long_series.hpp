@@ -3,7 +3,7 @@
 // begins. The second run begins there. The cut depends on sizes alone, so that the result is the same on any number of threads.
 #pragma once
 
-#include "shared_filter.hpp"
+#include "shared_means.hpp"
 
 namespace ldm {
 namespace LDM_ISA {

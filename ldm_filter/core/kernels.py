@@ -115,9 +115,7 @@ def _filter(x: Arguments, predicted: bool, check: bool) -> Outputs | None:
     return Outputs(mean, cov, density, before, before_cov, place[0])
 
 
-def filter_step(
-    A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, mean: Tensor, cov: Tensor, seen: Tensor | None
-) -> Outputs | None:
+def filter_step(A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor, mean: Tensor, cov: Tensor, seen: Tensor | None) -> Outputs | None:
     """One step of every sequence from a belief; differentiable in all but ``seen``.
 
     Args:

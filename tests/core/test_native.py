@@ -383,7 +383,8 @@ def test_one_gradient_of_a_step_alone(wanted: int) -> None:
 def test_channels_of_a_step_that_are_missing_are_not_counted(seen: Tensor | int) -> None:
     ssm, z, belief = step_model(9, 4, 2, own=True)
     given = run_step(ssm, z, belief).log_likelihood
-    assert_close(run_step(ssm._replace(seen=seen), z, belief).log_likelihood, given + 0.5 * math.log(2 * math.pi) * (2 - torch.as_tensor(seen).double()))
+    missing = 2 - torch.as_tensor(seen).double()
+    assert_close(run_step(ssm._replace(seen=seen), z, belief).log_likelihood, given + 0.5 * math.log(2 * math.pi) * missing)
 
 
 def test_second_derivatives_of_a_step_are_refused() -> None:
