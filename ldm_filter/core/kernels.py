@@ -127,15 +127,24 @@ def filter_step(A: Tensor, a: Tensor, Q: Tensor, C: Tensor, R: Tensor, z: Tensor
     """
     x = (A, a, Q, C, None, mean, cov, z, R, None, True)
     wanted = A.requires_grad or a.requires_grad or Q.requires_grad or C.requires_grad or R.requires_grad
-    if not (torch.is_grad_enabled() and (wanted or z.requires_grad or mean.requires_grad or cov.requires_grad)):
-        found = kernel("step")(x, seen, torch.get_num_threads())
-        return None if found is None else Outputs(*found[:5], (min(found[5], 0), found[5]))
+    wanted = wanted or z.requires_grad or mean.requires_grad or cov.requires_grad
     series: list[int] = []
     try:
-        outputs = _Step.apply(*x[:9], seen, series)
+        outputs = _Step.apply(*x[:9], seen, series) if wanted and torch.is_grad_enabled() else _step(x, seen, series)
     except _Unusual:
         return None
-    return Outputs(*outputs, (min(series[0], 0), series[0]))
+    after, after_cov, density, before, before_cov = outputs
+    return Outputs(after, after_cov, density, before, before_cov, (min(series[0], 0), series[0]))
+
+
+def _step(x: tuple[Any, ...], seen: Tensor | None, series: list[int]) -> tuple[Tensor, ...]:
+    """The five outputs; the failed series, or -1, goes into a list."""
+    found = kernel("step")(x, seen, torch.get_num_threads())
+    if found is None:
+        raise _Unusual
+    *outputs, failed = found
+    series.append(failed)
+    return tuple(outputs)
 
 
 def link(G: Tensor, u: Tensor, back: bool = True) -> Tensor:
@@ -214,14 +223,9 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
         *fields, seen, series = given
-        found = kernel("step")((*fields, None, True), seen, torch.get_num_threads())
-        if found is None:
-            raise _Unusual
-        series.append(found[5])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*fields)
-        outputs: tuple[Tensor, ...] = found[:5]
-        return outputs
+        return _step((*fields, None, True), seen, series)
 
     @staticmethod
     @once_differentiable
