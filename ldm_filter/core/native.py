@@ -56,7 +56,7 @@ def release_memory() -> int:
 def _load() -> ModuleType | None:
     try:
         module = importlib.import_module(_EXTENSION)
-        if not hasattr(module, "adjoin"):
+        if not hasattr(module, "step"):
             raise ImportError(f"{_EXTENSION} was built from older sources")
         return module
     except ImportError as error:
