@@ -32,7 +32,7 @@ from ldm_filter.types import Gaussian, StateSpace
 __all__ = ["SIZES", "STREAMS", "main", "measure", "measure_streams", "necessary_bytes"]
 
 TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-10, 1e-8)}  # of the largest entry, values and gradients, against float64
-# A sequence in the registers of a thread; its means there and its covariances on tiles; all on tiles; the largest that kernels take.
+# A sequence in the registers of a thread, of few and of more states; all on tiles; the largest that kernels take.
 SIZES = (Size(16384, 200, 4, 2), Size(16384, 200, 8, 4), WORKLOADS["W4"], Size(1024, 200, 32, 16))
 STREAMS = (Size(256, 1, 16, 8), Size(1024, 1, 16, 8), Size(1024, 1, 32, 16), Size(4096, 1, 32, 16))
 STEPS = 20  # of a stream, timed together

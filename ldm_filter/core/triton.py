@@ -1,9 +1,9 @@
 """The Kalman filter of whole sequences inside GPU kernels, with its adjoint.
 
 Two ways, as on the CPU (:mod:`ldm_filter.core.kernels`). Covariances of each sequence's own: one sequence for each thread, its state in
-registers, up to 4 states and latents; beyond, one for each program, on tiles. Covariances that the batch shares: their recursion runs once,
-on tiles, and is at rest where a constant model has converged; the means follow, one sequence for each thread up to 8 states and latents,
-beyond as tiles of sequences.
+registers, up to 4 states and latents, or 8 where there are thousands of sequences; beyond, one for each program, on tiles. Covariances that the batch
+shares: their recursion runs once, on tiles, and is at rest where a constant model has converged; the means follow, one sequence for each thread up to
+8 states and latents, beyond as tiles of sequences.
 
 Triton is optional. Where it is missing, or the sizes do not fit, the readable loops of :mod:`ldm_filter.core.recursion` do the
 same work on the GPU, step by step. First derivatives only.
@@ -54,11 +54,12 @@ def supports(problem: Problem) -> bool:
 def run(problem: Problem, predicted: bool, precise: bool = True) -> Filtered:
     """Filter all sequences of a problem that :func:`supports` accepts.
 
-    Covariances are computed in float64, with Cholesky factors and Joseph's form, the means with them or, where the batch shares
-    its covariances and has at most 8 states and latents, in the dtype of the measurements. A model that is constant in time comes to
-    rest as :mod:`ldm_filter.core.kernels` has it, which moves no covariance by more than 1e-13 of its scale. Memory: the outputs and,
-    backwards, the gradients; besides those only parts of the gradients of a model that the sequences share and that varies in time grow
-    with T, one part for every 32 sequences with small states, 16 where covariances are shared, and 1 otherwise.
+    Covariances are computed in float64, by Joseph's form or with its correction (:mod:`ldm_filter.core.triton_update`), the means with them or, where
+    the batch shares its covariances and has at most 8 states and latents, in the dtype of the measurements. So are, one sequence for each thread, the
+    gradients in all but the gains: in float32 right to about 1e-6 of the largest entry, 1e-5 where measurements are 1e5 times more certain than
+    predictions. A model that is constant in time comes to rest as :mod:`ldm_filter.core.kernels` has it, which moves no covariance by more than 1e-13
+    of its scale. Memory: the outputs and, backwards, the gradients; besides those only parts of the gradients of a model that the sequences share and
+    that varies in time grow with T, one part for every 32 sequences with a thread each, 16 where covariances are shared, and 1 otherwise.
 
     Args:
         problem: as :func:`ldm_filter.core.inputs.prepare` makes it.
@@ -107,11 +108,13 @@ class _OwnCovariances(torch.autograd.Function):
         p, Pp = (torch.empty_like(f), torch.empty_like(P)) if predicted else (None, None)
         failed = torch.empty(batch, dtype=torch.int32, device=z.device)
         lift = 1.0 if z.dtype == torch.float64 else 1.0 + n * torch.finfo(z.dtype).eps
-        ctx.layout = layout = own_layout(n, m, torch.float64 if precise else z.dtype)
-        given = [*fields(inputs), field(seen), *map(each, (p, Pp, f, P, density)), failed, *_numbers(layout, z)]
+        wide = torch.float64 if precise else z.dtype
+        layout = own_layout(n, m, batch, wide)
+        given = [*fields(_prepared(inputs, wide, wide)), field(seen), *map(each, (p, Pp, f, P, density)), failed, *_numbers(layout, z)]
         launch(_name("filter_forward", layout), layout.programs(z), given, layout, LIFT=lift)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(failed)
+        ctx.wide = wide
         ctx.save_for_backward(*inputs, f, P)
         return p, Pp, f, P, density, failed
 
@@ -119,9 +122,12 @@ class _OwnCovariances(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, f, P = ctx.saved_tensors
-        z, layout = inputs[6], ctx.layout
+        z = inputs[6]
+        batch, _, m = z.shape
+        layout = own_layout(inputs[0].shape[-1], m, batch, z.dtype, ctx.wide)
         grads = gradients(inputs, ctx.needs_input_grad, layout.programs(z))
-        given = [*fields(inputs), each(f), each(P), *map(each, arriving[:5]), *fields(inputs, grads), *_numbers(layout, z)]
+        told = fields(_prepared(inputs, z.dtype, ctx.wide))
+        given = [*told, each(f), each(P), *map(each, arriving[:5]), *fields(inputs, grads), *_numbers(layout, z)]
         launch(_name("filter_backward", layout), layout.programs(z), given, layout)
         return (*map(total, inputs, grads), None, None, None)
 
@@ -173,6 +179,12 @@ class _SharedCovariances(torch.autograd.Function):
         covs = [*fields(inputs)[:5], *map(per_step, (P, *sums, *to_covs)), *fields(inputs, of_covs)[:5], distinct, z.shape[1]]
         launch("covariance_backward", 1, covs, covariance_layout(n, m))
         return (*map(total, inputs, of_data, of_covs), None, None, None)
+
+
+def _prepared(inputs: list[Tensor], dtype: torch.dtype, of_C: torch.dtype) -> list[Tensor]:
+    """What the sequences share in the dtype that a kernel computes in, with symmetric covariances, so that not every thread and step does that."""
+    out = [x.to(of_C if k == 2 else dtype) if x.shape[0] == 1 and k < 6 else x for k, x in enumerate(inputs)]
+    return [0.5 * (x + x.mT) if x.shape[0] == 1 and k in (1, 3, 4) else x for k, x in enumerate(out)]
 
 
 def _gathered(arriving: Tensor | None, distinct: int) -> Tensor | None:

@@ -35,10 +35,15 @@ __all__ = [
     "total",
 ]
 
-# Up to this size a thread holds the matrices of a sequence in its registers; beyond, they are tiles over the threads of a program. What a
-# thread spills in the filter, forward and backward (sm_90, covariances in float64; tests/core/triton_compile.py tells): 4 states and 2 latents
-# in registers 164 and 2184 bytes; 8 and 4 in registers 5304 and 48704, on tiles nothing; 16 and 8 nothing and 8; 32 and 16 84 and 732.
-_OWN, _MEANS = 4, 8
+# Up to _OWN states and latents a thread holds the matrices of a sequence in its registers, or up to _MANY_OWN where there are _MANY sequences: that
+# many keep the threads of a device busy; fewer are done sooner on tiles, over the threads of a program. Counted, not measured: machine code for
+# sm_90 of 8 states, 4 latents, float32 with a shared model, the issue slots of one of 528 schedulers for a step of 32 sequences, a product in float64
+# taking two; alone on its scheduler a warp waits for its own results, by ptxas's stall counts and assumed latencies of memory. Copying their bytes at
+# 4.3 TB/s and 1.75 GHz takes 2600 forwards, 3100 backwards.
+#   threads: 4100 forwards, 7500 backwards; alone, as with 16384 sequences, 7000 and 11600 (37 % and 27 % of copying)
+#   tiles:  51700 forwards, 59300 backwards (5 % of copying), and done sooner with less than some 3000 sequences
+# Spilled by a thread: forwards 456 bytes, backwards 2 KiB, most of it the sums over time (10 in float64); 1 and 8 KiB with a model of its own.
+_OWN, _MANY_OWN, _MANY, _MEANS = 4, 8, 3072, 8
 _WARP = 32
 _ROWS = 16  # sequences in a tile of means
 
@@ -69,9 +74,12 @@ class Layout(NamedTuple):
         return -(-z.shape[0] // self.block)
 
 
-def own_layout(n: int, m: int, dtype: torch.dtype) -> Layout:
-    """For covariances of each sequence's own."""
-    return _tiled(n, m, dtype, 1) if max(n, m) > _OWN else _threads(n, m, dtype)
+def own_layout(n: int, m: int, batch: int, dtype: torch.dtype, inner: torch.dtype | None = None) -> Layout:
+    """For covariances of each sequence's own; ``inner``: what a thread's adjoint computes gains in, tiles all of it."""
+    if max(n, m) > (_MANY_OWN if batch >= _MANY else _OWN):
+        return _tiled(n, m, inner or dtype, 1)
+    layout = _threads(n, m, dtype)
+    return layout._replace(constants=layout.constants | {"INNER": kernels()["FLOATS"][str(inner)]}) if inner else layout
 
 
 def mean_layout(n: int, m: int, dtype: torch.dtype) -> Layout:

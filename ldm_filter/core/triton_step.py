@@ -23,80 +23,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ldm_filter.core.triton_matrix import (
-    add,
-    cholesky,
-    identity_less,
-    inverse_of_square,
-    lower_product,
-    product,
-    scale,
-    solve_lower,
-    solve_upper,
-    subtract,
-    symmetric,
-    transpose,
-    twice_symmetric,
-    zeros,
-)
+from ldm_filter.core.triton_matrix import add, mirror, product, scale, subtract, transpose, zeros
 from ldm_filter.core.triton_memory import read, write
 
-__all__ = [
-    "FLOATS",
-    "arriving",
-    "chosen",
-    "collect",
-    "covariance_adjoint",
-    "finish",
-    "gain",
-    "joseph",
-    "lifted",
-    "log_density",
-    "mean_adjoint",
-    "predicted_cov",
-    "predicted_mean",
-]
+__all__ = ["FLOATS", "LOG_2PI", "arriving", "chosen", "collect", "collect_symmetric", "finish", "lifted", "mean_adjoint", "predicted_mean"]
 
 FLOATS = {"torch.float32": tl.float32, "torch.float64": tl.float64}
 LOG_2PI = tl.constexpr(1.8378770664093453)
 
 
 # The algebra of one step.
-
-
-@triton.jit
-def predicted_cov(A, Q, P0, P, t, N: tl.constexpr, DTYPE: tl.constexpr):
-    """A (zeros at t = 0), A P and P^-."""
-    transition = read(A, t > 0, N * N, DTYPE)
-    noise = read(Q, t > 0, N * N, DTYPE)
-    start = read(P0, t < 1, N * N, DTYPE)
-    AP = product(transition, P, N, N, N)
-    return transition, AP, lower_product(symmetric(add(noise, start, N * N), N), AP, transpose(transition, N, N), N, N)
-
-
-@triton.jit
-def gain(P, C, R, N: tl.constexpr, M: tl.constexpr):
-    """K, J, the factor of S, the inverses of its diagonal, and whether there is one."""
-    CP = product(C, P, M, N, N)
-    L, inverse, positive = cholesky(lower_product(R, CP, transpose(C, M, N), M, N), M)
-    K = transpose(solve_upper(L, inverse, solve_lower(L, inverse, CP, M, N), M, N), M, N)
-    return K, identity_less(product(K, C, N, M, N), N), L, inverse, positive
-
-
-@triton.jit
-def joseph(P, K, J, R, N: tl.constexpr, M: tl.constexpr):
-    """J P J' + K R K'."""
-    KRK = lower_product(zeros_like(P, N * N), product(K, R, N, M, M), transpose(K, N, M), N, M)
-    return lower_product(KRK, product(J, P, N, N, N), transpose(J, N, N), N, N)
-
-
-@triton.jit
-def zeros_like(X, COUNT: tl.constexpr):
-    """Zeros, as many and of the kind of X."""
-    out = ()
-    for k in tl.static_range(COUNT):
-        out = out + (tl.zeros_like(X[k]),)
-    return out
 
 
 @triton.jit
@@ -108,16 +44,6 @@ def predicted_mean(transition, a, h0, f, t, N: tl.constexpr, DTYPE: tl.constexpr
 
 
 @triton.jit
-def log_density(e, L, inverse, seen, M: tl.constexpr):
-    """log N(e; 0, L L') of the seen channels."""
-    w = solve_lower(L, inverse, e, M, 1)
-    total = seen * LOG_2PI
-    for i in tl.static_range(M):
-        total += w[i] * w[i] + 2.0 * tl.log(L[i * (i + 1) // 2 + i])
-    return -0.5 * total
-
-
-@triton.jit
 def lifted(P, LIFT: tl.constexpr, N: tl.constexpr):
     """P with its variances raised by as much as rounding to the output could take."""
     out = ()
@@ -125,22 +51,6 @@ def lifted(P, LIFT: tl.constexpr, N: tl.constexpr):
         for j in tl.static_range(N):
             out = out + ((P[i * N + j] * LIFT if i == j else P[i * N + j]),)
     return out
-
-
-@triton.jit
-def covariance_adjoint(G, hv, vv, g, K, J, L, inverse, C, N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr):
-    """dP^-, dR, and dC before it is multiplied with P^-, from G, h v', g v v' and g."""
-    S0 = scale(0.5, subtract(vv, scale(g, inverse_of_square(L, inverse, M, BLOCK, DTYPE), M * M), M * M), M * M)
-    Kt = transpose(K, N, M)
-    W = product(G, J, N, N, N)
-    V = product(transpose(hv, N, M), J, M, N, N)
-    S0C = product(S0, C, M, M, N)
-    CZ = product(transpose(C, M, N), add(V, S0C, M * N), N, M, N)
-    at_predicted = lower_product(scale(0.5, twice_symmetric(CZ, N), N * N), transpose(J, N, N), W, N, N)
-    Khv = product(Kt, hv, M, N, M)
-    at_R = lower_product(subtract(S0, scale(0.5, twice_symmetric(Khv, M), M * M), M * M), product(Kt, G, M, N, N), K, M, N)
-    at_C = subtract(scale(2.0, subtract(S0C, product(Kt, W, M, N, N), M * N), M * N), product(Khv, C, M, M, N), M * N)
-    return at_predicted, at_R, add(at_C, V, M * N)
 
 
 @triton.jit
@@ -161,6 +71,17 @@ def collect(field, at, sums, inside, values, COUNT: tl.constexpr):
             sums = add(sums, values, COUNT)
         else:
             write(at, inside, values, COUNT)
+    return sums
+
+
+@triton.jit
+def collect_symmetric(field, at, sums, inside, values, N: tl.constexpr):
+    """The same for lower triangles."""
+    if field[0] is not None:
+        if field[2] is None:
+            sums = add(sums, values, N * (N + 1) // 2)
+        else:
+            write(at, inside, mirror(values, N), N * N)
     return sums
 
 
