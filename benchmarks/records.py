@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 class Clock:
     """Wall time and CPU time since it was made, or last read.
 
-    CPU time, of all threads of this process, does not grow while others use the machine; on one thread it is what a free machine would take.
+    CPU time, of all threads of this process, leaves out the time in which others had the processor, not what they take of its caches and clock.
     """
 
     def __init__(self) -> None:
