@@ -361,7 +361,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path, sizes: tuple[str, ...])
     """It fits the shared memory that `suits` counts on, and little of a thread's numbers spills from its 255 registers."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", "tests.core.triton_compile", *sizes]
-    made = subprocess.run(command, env=clean | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=600, check=False)
+    made = subprocess.run(command, env=clean | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False)
     assert made.returncode == 0, made.stderr
     found = {line.split()[0]: [int(number) for number in line.split()[1:]] for line in made.stdout.splitlines()}
     assert set(found) == {f"{what}_{way}" for what in COMPILED[sizes] for way in ("forward", "backward")}
