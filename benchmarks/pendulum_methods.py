@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.calibration import KEPT, consistency, variant
+from benchmarks.pendulum_classical import CLASSICAL, classical_moments
 from benchmarks.pendulum_networks import Encoder, answer, fit_rival
 from benchmarks.pendulum_oracle import particle_moments
 from benchmarks.pendulum_tasks import SETTINGS, Bench, bench, judge, unfolded, with_gaps
 from benchmarks.records import Clock, Outcome, checkpoint
 from ldm_filter import LDMFilter, metrics
-from ldm_filter.baselines import PCAKalman
-from ldm_filter.core.kalman import filter_sequence
 
 __all__ = ["default_methods", "run"]
 
@@ -38,9 +37,8 @@ class Answer(NamedTuple):
 def default_methods(task: str, condition: str = "") -> tuple[str, ...]:
     """The learned filter of a task, and everything it must stand beside."""
     settings = SETTINGS[task]
-    classical = ("pca-em-kf", "pca-affine") if settings.data == "pendulum" else ("pca-affine",)
     ours = "ldm-supervised" if settings.supervised else "ldm-conditional-log-det"
-    return (ours, *(RIVALS if settings.supervised else ()), *classical, *(("oracle",) if settings.particles else ()))
+    return (ours, *(RIVALS if settings.supervised else ()), *CLASSICAL, "oracle")
 
 
 def run(task: str, condition: str, method: str, budget: str, seed: int) -> Outcome:
@@ -70,11 +68,12 @@ def _answer(method: str, data: Bench, clock: Clock) -> Answer:
         model, updates = fit_rival(data, RIVALS[method], device)
         spent = clock.read()
         return Answer(*answer(model, data.test.frames, data.test.stamps, device), updates, "supervised", spent)
-    if method in ("pca-em-kf", "pca-affine"):
-        return _classical(data, clock, filtered=method == "pca-em-kf")
+    if method in CLASSICAL:
+        moments, iterations, extra = classical_moments(method, data, clock)
+        return Answer(*moments, iterations, "affine", extra)
     if method.startswith("ldm-"):
         return _learned(method.removeprefix("ldm-"), data, clock)
-    raise ValueError(f"method is {method!r}, expected oracle, pca-em-kf, pca-affine, {', '.join(RIVALS)}, ldm-supervised or ldm-<objective>")
+    raise ValueError(f"method is {method!r}, expected oracle, {', '.join(CLASSICAL)}, {', '.join(RIVALS)}, ldm-supervised or ldm-<objective>")
 
 
 def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
@@ -108,6 +107,8 @@ def _learned(objective: str, data: Bench, clock: Clock) -> Answer:
     updates = len(model.history_.epochs) * -(-(settings.series - held) // settings.batch_size)
     mean, cov, nis = _filtered(model, data)
     extra |= consistency(nis) | _calibrated(model, data, images[:held], targets[:held])
+    if not supervised:
+        extra["mlp_r2"] = float(metrics.r2(mean, data.test.target))  # its read-out is one
     return Answer(mean, cov, updates, "supervised" if supervised else "MLP", extra)
 
 
@@ -138,31 +139,3 @@ def _affine(model: LDMFilter, data: Bench) -> dict[str, float]:
     rows, some = slice(data.settings.readout), slice(min(200, data.settings.test))
     known, test = (model.filter(unfolded(drawn, data.steps, part)[0]).filtered_mean.values for drawn, part in ((data.train, rows), (data.test, some)))
     return {"affine_r2": float(metrics.affine_r2(known, data.train.target[rows], test, data.test.target[some]))}
-
-
-def _classical(data: Bench, clock: Clock, filtered: bool) -> Answer:
-    """Principal components, with an affine read-out: of single images, or of an EM-fitted filter whose R follows the image's noise."""
-    states, components = data.settings.baseline
-    some = data.train.frames[: data.settings.readout].astype(np.float32) / 255
-    sizes = (states, components) if filtered else (components, components)
-    model = PCAKalman(*sizes, adaptive_noise=filtered, iterations=50 if filtered else 0).fit(some)
-    spent = clock.read()
-
-    def estimate(frames: NDArray) -> tuple[NDArray, NDArray]:
-        parts = []
-        for piece in np.array_split(frames, max(1, len(frames) // CHUNK)):
-            measured = model.measure(piece.astype(np.float32) / 255)
-            if not filtered:
-                mean = measured.mean.numpy()
-                parts.append((mean, np.zeros((*mean.shape, components))))
-                continue
-            belief = filter_sequence(model.model_.ssm, measured).filtered
-            parts.append((belief.mean.numpy(), belief.cov.expand(*belief.mean.shape, states).numpy()))
-        mean, cov = zip(*parts, strict=True)
-        return np.concatenate(mean), np.concatenate(cov)
-
-    known, known_cov = estimate(data.train.frames[: data.settings.readout])
-    fit = metrics.affine_fit(known, data.train.target[: data.settings.readout])
-    test, test_cov = estimate(data.test.frames)
-    cov = metrics.decoded_covariance(fit.matrix, test_cov, fit.residual_cov, reference=known_cov)
-    return Answer(fit.apply(test), cov, len(model.log_likelihood_) - 1, "affine", spent)

@@ -22,12 +22,14 @@ def particle_moments(task: str, data: Pendulum, particles: int, seed: int = 0) -
 
     It knows the equations, the process noise, the renderer, and of each frame the share w; not the start. Given w the noise is uniform, so
     that an image either can have made a frame or cannot, and all that can are equally likely: particles whose image cannot are dropped. Where
-    none is left, the angles of a series are drawn anew among the images that can, with the velocities as they are.
+    none is left, the angles of a series are drawn anew among the images that can, with the velocities as they are. Where a frame was left
+    out, the particles move on.
 
     Args:
-        task: of ``datasets.pendulum``, on a regular grid. data: frames. particles: per series. seed: of the draws.
+        task: of ``datasets.pendulum``. data: frames. particles: per series. seed: of the draws.
     """
-    simulator, rng = find_task(task).simulator, np.random.default_rng(seed)
+    chosen, rng = find_task(task), np.random.default_rng(seed)
+    simulator = chosen.simulator
     grid = np.linspace(0, 2 * math.pi, GRID, endpoint=False)
     ends, image_of = np.unique(end_point(grid), axis=0, return_inverse=True)
     image_of = image_of.reshape(-1)
@@ -38,16 +40,19 @@ def particle_moments(task: str, data: Pendulum, particles: int, seed: int = 0) -
         count = len(data.frames[rows])
         angle = rng.uniform(0, 2 * math.pi, (count, particles))
         velocity = np.zeros((count, particles))
-        for step in range(data.frames.shape[1]):
+        for step in range(chosen.steps):
             if step:
                 theta, velocity = simulator.advance(angle + math.pi, velocity, SUBSTEPS)
                 angle, velocity = (theta - math.pi) % (2 * math.pi), velocity + simulator.process_std * rng.standard_normal(velocity.shape)
-            fits = fitting_images(images, data.frames[rows, step].reshape(count, -1), data.visible[rows, step])
-            angle, velocity = _resampled(angle, velocity, fits, image_of, grid, rng)
-            target = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
-            means[rows, step] = target.mean(1)
+            seen, place = np.nonzero(data.stamps[rows] == step)  # the series of which there is a frame, and where it is among its frames
+            if len(seen) == 0:
+                continue
+            fits = fitting_images(images, data.frames[rows][seen, place].reshape(len(seen), -1), data.visible[rows][seen, place])
+            angle[seen], velocity[seen] = _resampled(angle[seen], velocity[seen], fits, image_of, grid, rng)
+            target = np.stack([np.sin(angle[seen]), np.cos(angle[seen])], axis=-1)
+            means[start + seen, place] = target.mean(1)
             error = target - target.mean(1, keepdims=True)
-            covs[rows, step] = np.einsum("bpi,bpj->bij", error, error) / particles + 1e-6 * np.eye(2)
+            covs[start + seen, place] = np.einsum("bpi,bpj->bij", error, error) / particles + 1e-6 * np.eye(2)
     return means, covs
 
 

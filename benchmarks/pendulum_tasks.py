@@ -36,7 +36,7 @@ class Settings:
             dynamics then learn to predict across darkness.
         series, test: sequences. readout: training sequences whose targets a self-supervised filter's read-out is fitted on.
         baseline: states and principal components of the classical filter.
-        particles: of the oracle; 0: there is none.
+        particles: of the oracle.
         device: of the networks.
     """
 
@@ -63,7 +63,7 @@ class Settings:
 
 SETTINGS: dict[str, Settings] = {
     "pendulum": Settings(),
-    "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=50, particles=0),
+    "pendulum-irregular": Settings(data="pendulum-irregular", epochs=24, rival_epochs=50),
     "pendulum-self-supervised": Settings(supervised=False, state_dim=12, latent_dim=4, epochs=24, gapped=0.6, longest_gap=20),
 }
 
@@ -77,7 +77,7 @@ def settings_of(task: str, budget: str) -> Settings:
     chosen = known(SETTINGS, task, budget)
     if budget == "smoke":
         few = {"series": 24, "test": 8, "readout": 16, "batch_size": 12, "warm_up": min(1, chosen.warm_up), "epochs": 1, "rival_epochs": 1}
-        return replace(chosen, **few, state_dim=6, latent_dim=3, baseline=(4, 4), particles=min(50, chosen.particles))  # type: ignore[arg-type]
+        return replace(chosen, **few, state_dim=6, latent_dim=3, baseline=(4, 4), particles=50)  # type: ignore[arg-type]
     if budget == "full":
         return replace(chosen, state_dim=30, latent_dim=15, warm_up=50, epochs=500, rival_epochs=500, device="auto")
     return chosen

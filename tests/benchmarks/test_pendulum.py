@@ -33,6 +33,14 @@ def test_the_oracle_knows_where_the_pendulum_is() -> None:
     assert figures["nll_full"] < figures["nll"]  # errors lie along the circle
 
 
+def test_the_oracle_waits_for_frames_that_were_left_out() -> None:
+    drawn = generate("pendulum-irregular", 4, seed=2)
+    mean, cov = particle_moments("pendulum-irregular", drawn, particles=100)
+    assert judge(mean, cov, drawn.target)["r2"] > 0.99
+    packed = drawn._replace(stamps=np.broadcast_to(np.arange(50), drawn.stamps.shape))
+    assert judge(*particle_moments("pendulum-irregular", packed, particles=100), drawn.target)["mse"] > 2 * judge(mean, cov, drawn.target)["mse"]
+
+
 def test_variances_and_the_whole_covariance_are_judged_apart() -> None:
     rng = np.random.default_rng(0)
     cov = np.array([[1.0, 0.8], [0.8, 1.0]])
