@@ -27,7 +27,7 @@ def classical_moments(method: str, data: Bench, clock: Clock) -> tuple[Moments, 
         method: one of ``CLASSICAL``. data: of the run; the first ``readout`` training sequences are used, by the read-out too.
         clock: is read after the fit.
     """
-    few = Pendulum(*(part[: data.settings.readout] for part in data.train))
+    few = Pendulum._make(part[: data.settings.readout] for part in data.train)
     model = _fitted(method, data, few)
     figures = clock.read()
     (known, known_cov), (test, test_cov) = (_moments(model, drawn, data.steps) for drawn in (few, data.test))
@@ -57,10 +57,10 @@ def _moments(model: PCAKalman | PCAKalmanSeries, drawn: Pendulum, steps: int) ->
         belief = model.state(images.reshape(*images.shape[:2], -1))
         series = np.arange(len(images))[:, None]
         return belief.mean.numpy()[series, drawn.stamps], belief.cov.numpy()[series, drawn.stamps]
-    images = drawn.frames.astype(np.float32) / 255
+    frames = drawn.frames.astype(np.float32) / 255
     if model.iterations:
-        return model.filter(images)
-    mean = model.measure(images).mean.numpy()
+        return model.filter(frames)
+    mean = model.measure(frames).mean.numpy()
     return mean, np.zeros((*mean.shape, mean.shape[-1]))
 
 

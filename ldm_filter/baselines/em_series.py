@@ -127,7 +127,7 @@ class PCAKalmanSeries:
         belief = run_filter(inner.ssm, self.model_.measure(windows), None, predict=True)
         mean = belief.mean @ loading.mT + self.model_.mean_ + self.model_.components_ @ inner.ssm.observation_offset
         error = (torch.from_numpy(windows) - mean).square().flatten(0, 1).mean(0)
-        spread = ((loading @ belief.cov) * loading).sum(-1).flatten(0, 1).mean(0)
+        spread = _variance(loading, belief.cov.flatten(0, 1).mean(0))
         return torch.maximum(error - spread, 0.01 * error + FLOOR)
 
     def _noise(self) -> Tensor:
@@ -138,9 +138,15 @@ class PCAKalmanSeries:
         ssm, v = self.model_.model_.ssm, self.model_.components_
         loading = v @ ssm.observation_matrix
         mean = belief.mean @ loading.mT + self.model_.mean_ + v @ ssm.observation_offset
-        variance = ((loading @ belief.cov) * loading).sum(-1) + self._own
+        # a series at a time: of frames, covariance times loading has as many numbers as pixels and states together
+        variance = torch.stack([_variance(loading, cov) for cov in belief.cov]) + self._own
         std = variance.expand(mean.shape).sqrt().numpy() * self.scale_
         return Forecast(series.shaped(mean.numpy() * self.scale_ + self.mean_), series.shaped(std))
+
+
+def _variance(loading: Tensor, cov: Tensor) -> Tensor:
+    """diag(L P L') of covariances ``(..., n, n)``, for every row of L ``(d, n)``: ``(..., d)``."""
+    return ((loading @ cov) * loading).sum(-1)
 
 
 def _start_anywhere(model: PCAKalman, windows: Array) -> None:
