@@ -37,17 +37,13 @@ def calibration_table(rows: Sequence[Row], code: cells.Code) -> str:
         name = ", ".join(part for part in (f"`{task}`", condition, "" if budget == "cpu" else f"budget {budget}") if part)
         for method in family_of(task, condition).default_methods(task, condition):
             runs = [row for row in group if row["method"] == method]
-            if not _ours(method) or not any(_mean(runs, figure) is not None for figure in ("nis", "coverage95")):
+            if not cells.ours(method) or not any(_mean(runs, figure) is not None for figure in ("nis", "coverage95")):
                 continue
             for variant, found in verdicts.items():
                 found += [] if (held := _reached(runs, variant)) is None else [held]
             lines.append([name, f"`{method}`{cells.mark(runs, code)}", *_cells(runs)])
             used += runs
     return "\n\n".join([table(HEADS, lines), _count(verdicts), cells.footer(used, code)]) if lines else "No results yet."
-
-
-def _ours(method: str) -> bool:
-    return method.startswith("ldm") or method == "polynomial-supervised"
 
 
 def _cells(runs: Sequence[Row]) -> list[str]:

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from benchmarks.families import TASKS
 from benchmarks.records import Row
 
-__all__ = ["MARK", "Code", "figure", "footer", "groups", "mark", "value"]
+__all__ = ["MARK", "Code", "figure", "footer", "groups", "mark", "ours", "value"]
 
 MARK = "†"
 Code = Callable[[str, str], str]  # (task, condition) -> fingerprint of the code that makes its figures today
@@ -34,6 +34,11 @@ def value(row: Row, name: str) -> float | None:
     if name == "fit_seconds" and row["device"].endswith("threads: 1") and "fit_cpu_seconds" in row["metrics"]:
         name = "fit_cpu_seconds"
     return row["metrics"].get(name)
+
+
+def ours(method: str) -> bool:
+    """Whether it is a learned filter of this project."""
+    return method.startswith("ldm") or method == "polynomial-supervised"
 
 
 def mark(rows: Sequence[Row], code: Code) -> str:

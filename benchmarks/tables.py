@@ -18,6 +18,7 @@ from benchmarks.cells import Code
 from benchmarks.dot_methods import default_methods
 from benchmarks.dot_tasks import SETTINGS
 from benchmarks.families import PUBLISHED, current_code
+from benchmarks.goals import goals_table
 from benchmarks.markdown import replace_between, table
 from benchmarks.records import Row
 
@@ -28,6 +29,7 @@ ABLATED = ("<!-- ablations:begin -->", "<!-- ablations:end -->")
 FRAMEWORK = ("<!-- framework:begin -->", "<!-- framework:end -->")
 BUDGETS = ("<!-- budgets:begin -->", "<!-- budgets:end -->")
 CALIBRATION = ("<!-- calibration:begin -->", "<!-- calibration:end -->")
+GOALS = ("<!-- goals:begin -->", "<!-- goals:end -->")
 SUMMARY = ("<!-- results:begin -->", "<!-- results:end -->")
 NOTHING = "No results yet: `python -m benchmarks.quality --task all --budget cpu --seeds 3` makes them."
 # (name in the results, heading, format)
@@ -184,6 +186,7 @@ def update(root: Path = records.ROOT) -> list[Path]:
     rows = records.read(root / "benchmarks" / "results")
     changed = []
     jobs: tuple[tuple[Path, tuple[str, str], Callable[[Sequence[Row], Code], str]], ...] = (
+        (root / "benchmarks" / "README.md", GOALS, goals_table),
         (root / "benchmarks" / "README.md", FULL, full_tables),
         (root / "benchmarks" / "README.md", ABLATED, ablation_tables),
         (root / "benchmarks" / "README.md", FRAMEWORK, framework_tables),
