@@ -9,6 +9,7 @@ from ldm_filter.core.discretise import Steps, power_steps
 from ldm_filter.core.linalg import NotPositiveDefiniteError, cholesky, stationary, symmetrise
 from ldm_filter.models.affine import AffineDynamics
 from ldm_filter.models.canonical import canonical_transform, change_basis
+from ldm_filter.models.factors import factor as lower
 from ldm_filter.models.factors import unfactor
 from ldm_filter.types import StateSpace
 
@@ -103,10 +104,10 @@ class LinearDynamics(AffineDynamics):
 
     @torch.no_grad()
     def scale_covariances(self, factor: float) -> bool:
-        """Q <- factor Q, P_0 <- factor P_0."""
-        ssm = self.exact()
-        initial = ssm.initial._replace(cov=factor * ssm.initial.cov)
-        self.set_matrices(ssm._replace(transition_cov=factor * ssm.transition_cov, initial=initial))
+        """Q <- factor Q, P_0 <- factor P_0; A keeps its parameters, beside which others may stand in the same basis."""
+        for raw in (self.cov_factor, self.initial_factor):
+            root = lower(raw) * factor**0.5
+            raw.copy_(unfactor(root) if root.ndim == 2 else unfactor(torch.diag(root)).diagonal())
         return True
 
     @torch.no_grad()

@@ -267,3 +267,19 @@ def test_latents_are_rescaled_without_changing_the_states() -> None:
     after = dynamics.filter(Gaussian((z.mean - mean) / std, z.cov / std[:, None] / std))
     assert_close(after.filtered, before.filtered, rtol=0.0, atol=1e-9)
     assert_close(after.log_likelihood, before.log_likelihood + std.log().sum(), rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*ADAPTIVE, "jump", "ukf")])
+def test_one_scale_for_all_covariances_moves_no_mean_of_trained_dynamics(kind: str) -> None:
+    """Q, P_0 and R times c: the same motion and gains, whatever else lives in the basis of the linear part."""
+    dynamics, z = make(kind, trained=True), measurements()
+    before = dynamics.filter(z)
+    assert dynamics.scale_covariances(1.7)
+    after = dynamics.filter(Gaussian(z.mean, 1.7 * z.cov))
+    for name in ("predicted", "filtered", "projected"):
+        assert_close(getattr(after, name).mean, getattr(before, name).mean, rtol=0.0, atol=1e-9)
+        assert_close(getattr(after, name).cov, 1.7 * getattr(before, name).cov, rtol=0.0, atol=1e-9)
+
+
+def test_dynamics_whose_weights_follow_covariances_refuse_a_scale() -> None:
+    assert not any(make(kind, trained=True).scale_covariances(1.7) for kind in (*ADAPTIVE, "jump", "ukf"))
