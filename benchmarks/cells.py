@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 from benchmarks.families import TASKS
 from benchmarks.records import Row
+from benchmarks.same_figures import counts_as
 
 __all__ = ["MARK", "Code", "figure", "footer", "groups", "mark", "ours", "value"]
 
@@ -55,4 +56,4 @@ def footer(rows: Sequence[Row], code: Code) -> str:
 
 
 def _old(row: Row, code: Code) -> bool:
-    return row["code"] != code(row["task"], row["condition"])
+    return not counts_as(row, code(row["task"], row["condition"]))

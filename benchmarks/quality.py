@@ -25,6 +25,7 @@ import torch
 from benchmarks import records, tables
 from benchmarks.dot_tasks import BUDGETS
 from benchmarks.families import GROUPS, TASKS, conditions_of, family_of
+from benchmarks.same_figures import counts_as
 
 __all__ = ["main", "run_all"]
 
@@ -70,7 +71,7 @@ def run_all(
         The number of runs that failed.
     """
     commit = records.code_version()
-    done = {(*records.key(row), row["code"]) for row in records.read(folder)}
+    there = {records.key(row): row for row in records.newest(records.read(folder))}
     failed = 0
     for task in tasks:  # at once: the files may change while this process runs what it has loaded
         for condition in conditions_of(task):
@@ -79,7 +80,8 @@ def run_all(
         family = family_of(task, condition)
         for method in methods or family.default_methods(task, condition):
             name = " ".join(part for part in (task, condition, method, budget, "seed", str(seed)) if part)
-            if not force and (task, condition, method, budget, seed, family.code()) in done:
+            before = there.get((task, condition, method, budget, seed))
+            if not force and before is not None and counts_as(before, family.code()):
                 print(f"{name}: there already", flush=True)
                 continue
             try:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import dot_methods, families, quality, records
 from benchmarks.dot_judge import Estimate, evaluate, evaluate_oracle
 from benchmarks.dot_tasks import Bench, settings_of
+from benchmarks.same_figures import note
 from ldm_filter import metrics
 
 TASK = "circular-constant-noise"
@@ -42,6 +43,19 @@ def test_a_smoke_run_writes_whole_lines_and_is_not_repeated(tmp_path: Path) -> N
     assert len(records.read(tmp_path)) == 4
     quality.run_all([TASK], ["oracle"], "smoke", 1, tmp_path, force=True)
     assert len(records.read(tmp_path)) == 5
+
+
+def test_a_run_by_code_that_makes_the_same_figures_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.same_figures.SAME", tmp_path / "same.json")
+    assert quality.run_all([TASK], ["oracle"], "smoke", 1, tmp_path / "made") == 0
+    (made,) = records.read(tmp_path / "made")
+    records.append(tmp_path / "old", made | {"code": "old"})
+    assert note(records.read(tmp_path / "old"), [made]) == []
+    quality.run_all([TASK], ["oracle"], "smoke", 1, tmp_path / "old")
+    assert len(records.read(tmp_path / "old")) == 1
+    records.append(tmp_path / "other", made | {"code": "other"})
+    quality.run_all([TASK], ["oracle"], "smoke", 1, tmp_path / "other")
+    assert len(records.read(tmp_path / "other")) == 2
 
 
 def test_a_method_that_fails_costs_no_other_and_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
