@@ -42,9 +42,9 @@ def note(older: Sequence[Row], newer: Sequence[Row], path: Path | None = None) -
     """Note the methods of which all runs that both have (of one budget and seed) agree; what differs, in words.
 
     Args:
-        older, newer: runs, see `records.read`. path: of the file with what was noted before, which is kept.
+        older, newer: runs, see `records.read`; those from before codes were kept are left out. path: of what was noted before, which is kept.
     """
-    groups, before = _read(path or SAME), {records.key(row): row for row in records.newest(older)}
+    groups, before = _read(path or SAME), {records.key(row): row for row in records.newest(older) if row["code"]}
     pairs: dict[Name, list[tuple[Row, Row]]] = {}
     for row in records.newest(newer):
         if records.key(row) in before:

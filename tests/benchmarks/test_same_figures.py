@@ -27,6 +27,7 @@ def test_methods_with_the_same_figures_count_and_others_do_not(tmp_path: Path) -
     assert counts_as(run("old", 7), "new", path) and counts_as(run("new"), "old", path) and counts_as(run("x"), "x", path)
     assert not any(counts_as(run("old", method=method), "new", path) for method in ("pca-em-kf", "oracle", "pca-affine"))
     assert not counts_as(run("old") | {"condition": "mild"}, "new", path)
+    assert note([run("")], [run("new")], path) == [] and not counts_as(run(""), "new", path)
 
 
 def test_one_seed_that_differs_is_enough(tmp_path: Path) -> None:
