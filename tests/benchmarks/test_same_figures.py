@@ -50,5 +50,9 @@ def test_the_command_says_what_differs(tmp_path: Path, monkeypatch: pytest.Monke
         records.append(tmp_path / folder, run(folder, r2=figures))
     assert main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
     assert main([str(tmp_path / "old"), str(tmp_path / "other")]) == 1
-    assert capsys.readouterr().out.splitlines() == ["all figures are the same", f"{TASK} ldm-log-det: r2 is 0.8, was 0.9"]
+    same = "methods have the same figures"
+    assert capsys.readouterr().out.splitlines() == [f"1 {same}", f"{TASK} ldm-log-det: r2 is 0.8, was 0.9", f"0 {same}"]
     assert counts_as(run("old"), "new", tmp_path / "same.json")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "old"), str(tmp_path / "nowhere")])
+    assert "no run is in both" in capsys.readouterr().err
