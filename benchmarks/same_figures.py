@@ -108,9 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     older, newer = records.read(chosen.old), records.read(chosen.new)
     both = {records.key(row) for row in older} & {records.key(row) for row in newer}
     if not both:
-        parser.error(
-            f"no run is in both {chosen.old} ({len(older)} runs) and {chosen.new} ({len(newer)}): make them with the same --task, --budget and --seeds"
-        )
+        found = f"{chosen.old} ({len(older)} runs) and {chosen.new} ({len(newer)})"
+        parser.error(f"no run is in both {found}: make them with the same --task, --budget and --seeds")
     told = note(older, newer)
     print("\n".join([*told, f"{len({key[:3] for key in both}) - len(told)} methods have the same figures"]))
     return 1 if told else 0
