@@ -37,6 +37,14 @@ def test_one_seed_that_differs_is_enough(tmp_path: Path) -> None:
     assert note([run("old")], [run("new", further=1.0)], path) == [f"{TASK} ldm-log-det: other figures, read-out or number of updates"]
 
 
+def test_runs_about_time_never_count(tmp_path: Path) -> None:
+    path = tmp_path / "same.json"
+    assert note([run("old", step_us=48.0)], [run("new", step_us=48.0)], path) == [
+        f"{TASK} ldm-log-det: is about time, which other code may take more of"
+    ]
+    assert not counts_as(run("old"), "new", path)
+
+
 def test_what_is_the_same_as_the_same_is_the_same(tmp_path: Path) -> None:
     path = tmp_path / "same.json"
     for old, new in (("a", "b"), ("c", "d"), ("b", "c")):
