@@ -5,7 +5,7 @@
     python -m benchmarks.same_figures OLD NEW
 
 A fingerprint (`benchmarks.fingerprint`) changes with every statement that a family of tasks leads to, be it the name of a variable. A method of which
-the smoke runs by both codes give the same figures, but for the time of the fit, is noted in ``results/same.json``; the tables do not mark its rows, the
+the smoke runs by both codes give the same figures, but for the fit's time, is noted in ``results/same.json``; the tables do not mark its rows, the
 runner does not run it again. A smoke run goes through all that a full one does, on few series and for an epoch: what acts after many epochs only
 (an early stop, say) it does not see, and after a change to such a thing the runs have to be made anew (``--force``).
 """
